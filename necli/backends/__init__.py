@@ -1,4 +1,4 @@
-"""What a target offers, whichever it is: services, KMS as each identity, and enclaves from image to console."""
+"""What a target offers: its services, KMS as each identity, and enclaves from image to console."""
 
 from __future__ import annotations
 
