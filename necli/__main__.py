@@ -1,0 +1,5 @@
+"""`python -m necli` is `necli`."""
+
+from necli.cli.app import main
+
+main()
