@@ -1,0 +1,165 @@
+"""The parent's proxy, locally: what vsock-proxy does on an EC2 instance, on an AF_UNIX socket.
+
+It moves bytes and can't read them (TLS ends in the enclave). The allow-list has vsock-proxy's own format and
+is enforced before anything listens. `--resolve` stands for DNS: it says where the local KMS answers for the
+endpoint's name. Unlike vsock-proxy, it survives every failed connection, and it remembers the last error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+import string
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import yaml
+
+from necli.errors import InputError, NecliError, UsageError
+from necli.home import write_atomically, write_json_atomically
+from necli.resources import resource_folder
+
+CONNECT_TIMEOUT_S = 10.0
+_CHUNK = 32 << 10
+
+
+@dataclass(frozen=True, order=True)
+class Endpoint:
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        host, _, port = text.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise UsageError(f"{text!r} isn't HOST:PORT")
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def write_allow_list(path: Path, region: str) -> None:
+    """The allow-list of exactly the endpoints in use: KMS of that region."""
+    template = (resource_folder("templates") / "vsock-proxy.yaml").read_text(encoding="utf-8")
+    write_atomically(path, string.Template(template).substitute(region=region))
+
+
+def read_allow_list(path: Path) -> frozenset[Endpoint]:
+    """:raises InputError: it isn't a list of addresses and ports, or can't be read."""
+    hint = "write it again with necli setup"
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))["allowlist"]
+        return frozenset(Endpoint.parse(f"{entry['address']}:{entry['port']}") for entry in entries)
+    except OSError as exc:
+        raise InputError(f"can't read the allow-list {path}: {exc.strerror}", hint=hint) from exc
+    except (yaml.YAMLError, KeyError, TypeError, NecliError) as exc:
+        raise InputError(f"{path} isn't an allow-list: {exc}", hint=hint) from exc
+
+
+def bind_socket(path: Path) -> socket.socket:
+    """Listen at `path`, in the place of a stale socket, open to this user alone."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        path.unlink(missing_ok=True)
+        # An AF_UNIX address ends at 108 bytes; through the folder's descriptor any path fits.
+        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
+        path.chmod(0o600)
+        listener.listen(128)
+    finally:
+        os.close(folder)
+    return listener
+
+
+@dataclass
+class Relay:
+    """Connects whoever comes to one remote, and keeps count."""
+
+    remote: Endpoint
+    resolved: Endpoint
+    status_file: Path
+    connections: int = 0
+    failed: int = 0
+    last_error: str | None = None
+
+    def __post_init__(self) -> None:
+        self._write_status()
+
+    async def serve(self, listener: socket.socket) -> None:
+        server = await asyncio.start_unix_server(self._connection, sock=listener, limit=_CHUNK)
+        async with server:
+            await server.serve_forever()
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            await self._join(reader, writer)
+        except OSError as exc:
+            self.failed += 1
+            reason = os.strerror(exc.errno) if exc.errno else "no answer in time"
+            self.last_error = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {self.remote}: {reason}"
+            sys.stderr.write(f"{self.last_error}\n")
+            self._write_status()
+        finally:
+            writer.close()
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            remote_reader, remote_writer = await asyncio.open_connection(
+                self.resolved.host, self.resolved.port, limit=_CHUNK
+            )
+        try:
+            await asyncio.gather(_pump(reader, remote_writer), _pump(remote_reader, writer))
+        finally:
+            remote_writer.close()
+
+    def _write_status(self) -> None:
+        # A full disk must not end the proxy.
+        with suppress(NecliError):
+            write_json_atomically(
+                self.status_file,
+                {
+                    "remote": str(self.remote),
+                    "resolved": str(self.resolved),
+                    "failed": self.failed,
+                    "last_error": self.last_error,
+                },
+            )
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(_CHUNK):
+        writer.write(data)
+        await writer.drain()
+    writer.write_eof()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="necli.local.proxy", description=__doc__)
+    parser.add_argument("--listen", type=Path, required=True)
+    parser.add_argument("--allow-list", type=Path, required=True)
+    parser.add_argument("--remote", type=Endpoint.parse, required=True)
+    parser.add_argument("--resolve", type=Endpoint.parse, required=True)
+    parser.add_argument("--status", type=Path, required=True)
+    options = parser.parse_args(argv)
+    try:
+        if options.remote not in read_allow_list(options.allow_list):
+            raise InputError(f"{options.remote} isn't on the allow-list {options.allow_list}")
+    except NecliError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        return exc.exit_code
+    relay = Relay(options.remote, options.resolve, options.status)
+    listener = bind_socket(options.listen)
+    asyncio.run(relay.serve(listener))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
