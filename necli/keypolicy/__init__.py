@@ -2,7 +2,8 @@
 
 from necli.keypolicy.conditions import Condition
 from necli.keypolicy.document import KeyPolicy, MalformedPolicy, Policy, Principal, Statement
-from necli.keypolicy.evaluate import Decision, FailedCondition, RequestContext, evaluate
+from necli.keypolicy.evaluate import Decision, FailedCondition, RequestContext, caller_arns, evaluate
+from necli.keypolicy.plan import PolicyChange, check_lock_out, initial_policy, plan_measurements
 
 __all__ = [
     "Condition",
@@ -11,8 +12,13 @@ __all__ = [
     "KeyPolicy",
     "MalformedPolicy",
     "Policy",
+    "PolicyChange",
     "Principal",
     "RequestContext",
     "Statement",
+    "caller_arns",
+    "check_lock_out",
     "evaluate",
+    "initial_policy",
+    "plan_measurements",
 ]

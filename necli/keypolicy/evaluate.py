@@ -14,12 +14,15 @@ operator unknown here, a policy variable) makes a Deny apply and an Allow not ap
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from necli.keypolicy.conditions import Condition, ContextValues, wildcard_match
 from necli.keypolicy.document import Element, KeyPolicy, Policy, Principal, Statement
+
+_SESSION_ARN = re.compile(r"arn:([\w-]+):sts::(\d{12}):assumed-role/([^/]+)/[^/]+")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class RequestContext:
     @property
     def account_root(self) -> str:
         return f"arn:aws:iam::{self.account}:root"
+
+
+def caller_arns(arn: str) -> tuple[str, ...]:
+    """Every ARN that a caller goes by. A session's ARN doesn't tell its role's path: none is assumed."""
+    match = _SESSION_ARN.fullmatch(arn)
+    return (arn, f"arn:{match[1]}:iam::{match[2]}:role/{match[3]}") if match else (arn,)
 
 
 @dataclass(frozen=True)
