@@ -5,47 +5,23 @@ Single vsock writes above 32 KiB were seen corrupted on recent kernels, so no wr
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpcore
 import httpx
 
 from necli.errors import NotReady, ServiceFailed
+from necli.sockets import UnixAddress, VsockAddress
 
 MAX_WRITE = 32 << 10
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 75.0
 """Longer than the payload's own time limit, so that its answer comes first."""
-
-
-@dataclass(frozen=True)
-class UnixAddress:
-    path: Path
-
-    def connect(self, timeout: float | None) -> socket.socket:
-        # An AF_UNIX address ends at 108 bytes; through the folder's descriptor any path fits.
-        folder = os.open(self.path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return _connect(socket.AF_UNIX, f"/proc/self/fd/{folder}/{self.path.name}", timeout)
-        finally:
-            os.close(folder)
-
-
-@dataclass(frozen=True)
-class VsockAddress:
-    cid: int
-    port: int
-
-    def connect(self, timeout: float | None) -> socket.socket:
-        return _connect(socket.AF_VSOCK, (self.cid, self.port), timeout)
 
 
 def enclave_client(address: UnixAddress | VsockAddress, *, name: str) -> httpx.Client:
@@ -153,17 +129,6 @@ class _Stream(httpcore.NetworkStream):
         if info == "is_readable":  # how the pool finds that an idle connection was closed by the other end
             return self._socket.fileno() < 0 or _readable(self._socket)
         return self._socket if info == "socket" else None
-
-
-def _connect(family: int, address: Any, timeout: float | None) -> socket.socket:
-    connection = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(timeout)
-        connection.connect(address)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def _readable(connection: socket.socket) -> bool:

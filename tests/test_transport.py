@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from necli.errors import NotReady, ServiceFailed
-from necli.transport import MAX_WRITE, UnixAddress, VsockAddress, enclave_client
+from necli.sockets import UnixAddress, VsockAddress
+from necli.transport import MAX_WRITE, enclave_client
 
 
 class Echo(BaseHTTPRequestHandler):

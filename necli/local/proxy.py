@@ -24,6 +24,7 @@ import yaml
 from necli.errors import InputError, NecliError, UsageError
 from necli.home import write_atomically, write_json_atomically
 from necli.resources import resource_folder
+from necli.sockets import UnixAddress
 
 CONNECT_TIMEOUT_S = 10.0
 _CHUNK = 32 << 10
@@ -61,21 +62,6 @@ def read_allow_list(path: Path) -> frozenset[Endpoint]:
         raise InputError(f"can't read the allow-list {path}: {exc.strerror}", hint=hint) from exc
     except (yaml.YAMLError, KeyError, TypeError, NecliError) as exc:
         raise InputError(f"{path} isn't an allow-list: {exc}", hint=hint) from exc
-
-
-def bind_socket(path: Path) -> socket.socket:
-    """Listen at `path`, in the place of a stale socket, open to this user alone."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        path.unlink(missing_ok=True)
-        # An AF_UNIX address ends at 108 bytes; through the folder's descriptor any path fits.
-        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
-        path.chmod(0o600)
-        listener.listen(128)
-    finally:
-        os.close(folder)
-    return listener
 
 
 @dataclass
@@ -156,8 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {exc}\n")
         return exc.exit_code
     relay = Relay(options.remote, options.resolve, options.status)
-    listener = bind_socket(options.listen)
-    asyncio.run(relay.serve(listener))
+    asyncio.run(relay.serve(UnixAddress(options.listen).listen()))
     return 0
 
 

@@ -15,7 +15,7 @@ from necli.errors import InputError, UsageError
 from necli.home import read_json
 from necli.local.proxy import Endpoint, main, read_allow_list, write_allow_list
 from necli.process import Daemon
-from necli.transport import UnixAddress
+from necli.sockets import UnixAddress
 
 KMS = "kms.eu-central-1.amazonaws.com:443"
 
