@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ class Sign1:
         if isinstance(value, cbor2.CBORTag) and value.tag == _TAG:
             value = value.value
         match value:
-            case [bytes(protected), dict(), bytes(payload), bytes(signature)]:
+            case [bytes(protected), Mapping(), bytes(payload), bytes(signature)]:
                 return cls(protected, payload, signature)
         raise ValueError("not a COSE_Sign1 message")
 
@@ -80,4 +81,4 @@ class Sign1:
             header = load_cbor(self.protected)
         except ValueError:
             return None
-        return header.get(_ALGORITHM_LABEL) if isinstance(header, dict) else None
+        return header.get(_ALGORITHM_LABEL) if isinstance(header, Mapping) else None
