@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import necli
+from necli.cli import data, demo, eif, lifecycle, policy, prove, receipt
 from necli.cli.common import JSON_KEY, JsonOption
 from necli.errors import NecliError, UsageError
 from necli.settings import (
@@ -24,6 +25,12 @@ from necli.settings import (
     read_config,
 )
 
+# The order and the grouping of `necli --help`.
+_SECTIONS = {
+    "Everything at once": ("demo", "up", "down", "status", "doctor", "cleanup"),
+    "Step by step": ("setup", "build", "policy", "encrypt", "detect", "prove"),
+    "Parts": ("model", "enclave", "proxy", "eif", "receipt"),
+}
 _EVERYWHERE = ("--target", "--region", "--home", "--config")
 INTERRUPTED = 130
 
@@ -53,6 +60,18 @@ class NecliGroup(TyperGroup):
         ctx.meta[JSON_KEY] = "--json" in _before_dashes(args)
         return super().parse_args(ctx, args)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, self.commands))
+        for title, names in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (f"{name:<{width}}", self.commands[name].get_short_help_str(80))
+                        for name in names
+                        if name in self.commands
+                    ]
+                )
+
 
 app = typer.Typer(
     cls=NecliGroup,
@@ -63,6 +82,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     invoke_without_command=True,
 )
+
+
+for _part in (demo, lifecycle, data, prove):
+    app.add_typer(_part.app)
+app.add_typer(policy.app, name="policy")
+app.add_typer(eif.app, name="eif")
+app.add_typer(receipt.app, name="receipt")
 
 
 def main() -> None:
@@ -89,16 +115,25 @@ def root(
         str, typer.Option(envvar="NECLI_TARGET", metavar="|".join(TARGETS), help="Where enclaves run.")
     ] = DEFAULT_TARGET,
     region: Annotated[
-        str, typer.Option(envvar="NECLI_REGION", help="The AWS region of the key.")
+        str, typer.Option(envvar="NECLI_REGION", metavar="NAME", help="The AWS region of the key.")
     ] = DEFAULT_REGION,
     home: Annotated[
         Path | None,
-        typer.Option(envvar="NECLI_HOME", show_default="$XDG_STATE_HOME/necli", help="The state folder."),
+        typer.Option(
+            envvar="NECLI_HOME",
+            metavar="FOLDER",
+            show_default="$XDG_STATE_HOME/necli",
+            help="Where necli keeps its state.",
+        ),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            callback=_take_config, is_eager=True, show_default=CONFIG_FILE, help="A file with options."
+            callback=_take_config,
+            is_eager=True,
+            metavar="FILE",
+            show_default=CONFIG_FILE,
+            help="A file with options.",
         ),
     ] = None,
     json: JsonOption = False,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from necli.errors import UsageError
 from necli.settings import Settings
 
 if TYPE_CHECKING:
     from necli.cli.render import Terminal
+    from necli.workflows.workload import Workload
 
 JSON_KEY = "necli.json"
 """Where the command line keeps the fact that `--json` was given, before any option is parsed."""
@@ -30,3 +33,35 @@ def terminal(ctx: typer.Context) -> Terminal:
 
     root = ctx.find_root()
     return cast(Terminal, root.meta.setdefault("necli.terminal", Terminal(json=settings_of(ctx).json)))
+
+
+def workload_of(ctx: typer.Context) -> Workload:
+    """The workload that the settings name.
+
+    :raises UsageError: the target isn't available.
+    """
+    from necli.backends import open_backend
+    from necli.workflows.workload import Workload
+
+    settings = settings_of(ctx)
+    if settings.target != "local":
+        raise UsageError(
+            f"the {settings.target} target isn't available in this version",
+            hint="use --target local, which runs the same code on this machine",
+            code="target_unavailable",
+        )
+    backend = open_backend(settings.target, settings.home, settings.region)
+    return Workload(settings.home, settings.target, backend, terminal(ctx).progress)
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask on the terminal before something is destroyed, unless `yes` says that it was asked.
+
+    :raises UsageError: there is nobody to ask.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("this needs a yes, and there is no terminal to ask on", hint="add --yes")
+    typer.echo(question, err=True)
+    typer.confirm("Go on?", abort=True, err=True)

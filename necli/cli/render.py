@@ -32,6 +32,7 @@ from necli.errors import NecliError
 from necli.progress import Progress, Step
 
 _TITLE_WIDTH = 24
+_CHECK_WIDTH = 15
 SIMULATED = (
     "SIMULATED  The local target runs the real code, but gives no isolation from this machine.",
     "Use it to learn and to test, never for data that must stay secret.",
@@ -60,6 +61,9 @@ class Terminal:
     def say(self, text: str = "", *, style: str = "") -> None:
         """A line of the result for people."""
         self._people.print(Text(_printable(text), style=style), soft_wrap=True)
+
+    def heading(self, text: str) -> None:
+        self._people.print(Text(f"\n{_printable(text)}", style="bold"), soft_wrap=True)
 
     def banner(self) -> None:
         """Say that nothing here protects the enclave from the host."""
@@ -100,6 +104,18 @@ class Terminal:
             line = Text.assemble((f"{name:<{width}}", "dim"), "  ", _cell(value))
             self._people.print(line, soft_wrap=True)
 
+    def finding(self, level: str, check: str, detail: str, fix: str | None) -> None:
+        """One line of a check-up, and below it what helps."""
+        mark = {"ok": ("✓", "green"), "warning": ("!", "bold yellow")}.get(level, ("✗", "bold red"))
+        line = Text.assemble(mark, " ", f"{check:<{_CHECK_WIDTH}}", "  ", _printable(detail))
+        self._people.print(line, soft_wrap=True)
+        if fix:
+            indent = " " * (_CHECK_WIDTH + 4)
+            self._people.print(Text.assemble(indent, ("→ ", "cyan"), _printable(fix)), soft_wrap=True)
+
+    def verdict(self, verdict: str, meaning: str) -> None:
+        self._people.print(Text.assemble((verdict, _STYLES.get(verdict, "")), ": ", meaning), soft_wrap=True)
+
     def diff(self, lines: Sequence[str]) -> None:
         """The lines of a unified diff, in the usual colours."""
         styles = {"+": "green", "-": "red", "@": "cyan"}
@@ -114,13 +130,18 @@ class Terminal:
             self.print_json({"error": error_json(error)})
         print_error(self._err, error)
 
+    def error_of_one(self, file: object, error: NecliError) -> dict[str, str | None]:
+        """An error that ends the work on one file only; what JSON says about it."""
+        print_error(self._err, error, about=f"{file}: " if str(file) not in error.message else "")
+        return error_json(error)
+
 
 def error_json(error: NecliError) -> dict[str, str | None]:
     return {"code": error.code or _code_of(error), "message": error.message, "hint": error.hint}
 
 
-def print_error(console: Console, error: NecliError) -> None:
-    console.print(Text.assemble(("error: ", "bold red"), _printable(error.message)), soft_wrap=True)
+def print_error(console: Console, error: NecliError, *, about: str = "") -> None:
+    console.print(Text.assemble(("error: ", "bold red"), _printable(about + error.message)), soft_wrap=True)
     if error.hint:
         console.print(Text.assemble(("hint: ", "bold cyan"), _printable(error.hint)), soft_wrap=True)
 

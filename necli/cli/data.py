@@ -1,0 +1,169 @@
+"""`necli encrypt` and `necli detect`: what happens to photos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from necli.cli.common import JsonOption, terminal, workload_of
+from necli.errors import NecliError, UsageError
+
+if TYPE_CHECKING:
+    from necli.cli.render import Terminal
+    from necli.workflows.detect import Detection
+
+app = typer.Typer()
+
+MESSAGE_SUFFIX = ".encrypted"
+
+ContextOption = Annotated[
+    list[str] | None,
+    typer.Option("--context", metavar="NAME=VALUE", help="A pair to add to the encryption context."),
+]
+EnclaveOption = Annotated[str, typer.Option("--enclave", metavar="NAME", help="Which enclave to ask.")]
+
+
+@app.command()
+def encrypt(
+    ctx: typer.Context,
+    image: Annotated[Path, typer.Argument(help="A JPEG, PNG or WebP file.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where the message goes.", show_default=f"IMAGE{MESSAGE_SUFFIX}"),
+    ] = None,
+    context: ContextOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Encrypt an image for the enclave, as the data owner.
+
+    The message is in the AWS Encryption SDK's format. Whoever has it can do nothing with it but send it to
+    the enclave: KMS gives its data key to the measured image alone.
+    """
+    from necli.home import write_atomically
+    from necli.workflows.detect import encrypt_image, read_input
+
+    screen, workload = terminal(ctx), workload_of(ctx)
+    target = output or image.with_name(image.name + MESSAGE_SUFFIX)
+    with screen.progress.step("Encrypt") as step:
+        message = encrypt_image(workload, read_input(image), image, _pairs(context))
+        write_atomically(target, message, mode=0o644)
+        step.note(f"{len(message):,} bytes, AES-256-GCM with key commitment")
+    if screen.json:
+        screen.print_json({"file": str(image), "message": str(target), "bytes": len(message)})
+    else:
+        screen.say(str(target))
+
+
+@app.command()
+def detect(
+    ctx: typer.Context,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE|MESSAGE...", help="Photos, or what necli encrypt wrote.")
+    ],
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|FOLDER", help="Save each photo with boxes and labels drawn into it."),
+    ] = None,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out objects with a lower score.")
+    ] = 0.4,
+    context: ContextOption = None,
+    enclave: EnclaveOption = "necli",
+    json: JsonOption = False,
+) -> None:
+    """Find objects in photos, inside the enclave.
+
+    A photo that isn't encrypted yet is encrypted first, on this machine. The enclave's receipt for each
+    answer is verified: it was given by the image that was built, on this very input.
+    """
+    from necli.workflows.detect import EnclaveSession
+
+    screen, workload = terminal(ctx), workload_of(ctx)
+    pairs, saving = _pairs(context), Saving(save, files)
+    session = EnclaveSession(workload, enclave)
+    results: list[dict[str, Any]] = []
+    failure: NecliError | None = None
+    for file in files:
+        try:
+            found = session.detect(file, min_score=min_score, context=pairs)
+            results.append(found.to_json())
+            show_detection(screen, found, saved=saving.save(found))
+        except NecliError as exc:
+            failure = failure or exc
+            results.append({"file": str(file), "error": screen.error_of_one(file, exc)})
+    if screen.json:
+        screen.print_json({"results": results})
+    if workload.backend.simulated:
+        screen.banner()
+    if failure:
+        raise typer.Exit(failure.exit_code)
+
+
+class Saving:
+    """Where the annotated photos go: one photo to a file, several into a folder.
+
+    :raises UsageError: several photos would overwrite each other, or the format can't be written.
+    """
+
+    def __init__(self, target: Path | None, files: Sequence[Path]) -> None:
+        from necli.annotation import SUFFIXES
+
+        self._target = target
+        self._into_folder = False
+        if target is None:
+            return
+        self._into_folder = len(files) > 1 or target.is_dir() or not target.suffix
+        if self._into_folder and target.exists() and not target.is_dir():
+            raise UsageError(f"{target} is a file", hint="give --save a folder for several photos")
+        if not self._into_folder and target.suffix.lower() not in SUFFIXES:
+            raise UsageError(
+                f"can't write a photo as {target.suffix}", hint=f"use one of {', '.join(SUFFIXES)}"
+            )
+
+    def save(self, found: Detection) -> Path | None:
+        from necli.annotation import annotate
+        from necli.home import write_atomically
+
+        if self._target is None or found.photo is None:
+            return None
+        path = self._target
+        if self._into_folder:
+            path = self._target / f"{Path(found.file).stem}-objects.jpg"
+        write_atomically(path, annotate(found.photo, found.objects, suffix=path.suffix), mode=0o644)
+        return path
+
+
+def show_detection(screen: Terminal, found: Detection, *, saved: Path | None) -> None:
+    count = len(found.objects)
+    title = f"{found.file}: {count} object{'' if count == 1 else 's'}"
+    if found.objects:
+        rows = [(each.name, each.score, *each.box) for each in found.objects]
+        boxes = ("top", "left", "bottom", "right")
+        screen.table(title, ("object", "score", *boxes), rows, right=("score", *boxes))
+    else:
+        screen.say(title)
+    total = found.timings_ms.get("total")
+    took = f", {total:.0f} ms in the enclave" if total is not None else ""
+    screen.say(f"receipt verified: the measured image gave this answer{took}", style="green")
+    if found.photo is not None:
+        screen.say(
+            f"plaintext seen on this machine by necli detect: {found.file}; "
+            "use necli encrypt on the data owner's machine"
+        )
+    if saved:
+        screen.say(f"annotated photo: {saved}")
+
+
+def _pairs(context: Sequence[str] | None) -> Mapping[str, str]:
+    pairs = {}
+    for text in context or ():
+        name, separator, value = text.partition("=")
+        if not (name and separator and value):
+            raise UsageError(f"--context {text} is not of the form NAME=VALUE")
+        if name.startswith("aws-crypto-"):
+            raise UsageError(f"the name {name} is reserved by the AWS Encryption SDK")
+        pairs[name] = value
+    return pairs

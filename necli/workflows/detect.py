@@ -1,0 +1,253 @@
+"""Sends encrypted photos into the enclave and checks what comes back."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from necli import kms
+from necli.annotation import FoundObject
+from necli.backends import EnclaveInfo
+from necli.envelope import CONTEXT, MAX_PLAINTEXT_BYTES, is_message, seal
+from necli.errors import AccessDenied, InputError, MeasurementMismatch, NecliError, NotReady, ServiceFailed
+from necli.home import host_errors
+from necli.receipt import Receipt, input_digest
+from necli.workflows.workload import ENCLAVE, Workload
+
+if TYPE_CHECKING:
+    import httpx
+
+_MAX_FILE_BYTES = MAX_PLAINTEXT_BYTES + (1 << 20)
+_NONCE_BYTES = 32
+
+# What the enclave's answers mean to the user, and what helps.
+_ERRORS: Mapping[str, tuple[type[NecliError], str]] = {
+    "bad_request": (ServiceFailed, "this necli and the enclave don't fit together: run necli up"),
+    "starting": (NotReady, "wait a moment, or look at necli status"),
+    "busy": (ServiceFailed, "the enclave is at its limit: try again"),
+    "message_too_large": (InputError, "use a smaller image"),
+    "message_invalid": (InputError, "encrypt the image again with necli encrypt"),
+    "wrong_key": (InputError, "encrypt the image again with necli encrypt: it uses this enclave's key"),
+    "wrong_context": (InputError, "encrypt the image again with necli encrypt: it adds the context"),
+    "not_an_image": (InputError, "use a JPEG, PNG or WebP file"),
+    "image_truncated": (InputError, "use a complete image file"),
+    "image_too_large": (InputError, "use an image with fewer pixels"),
+    "credentials_missing": (AccessDenied, "run necli doctor"),
+    "credentials_expired": (AccessDenied, "run the command again with fresh credentials"),
+    "kms_error": (ServiceFailed, "run necli doctor"),
+    "kms_unreachable": (ServiceFailed, "necli proxy start, or necli up for everything"),
+    "timeout": (ServiceFailed, "try again, or a smaller image"),
+}
+_UNKNOWN = (ServiceFailed, "look at necli status")
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What the enclave found in one file, with the receipt that was verified."""
+
+    file: str
+    objects: Sequence[FoundObject]
+    model_digest: str
+    timings_ms: Mapping[str, float]
+    receipt: Receipt
+    photo: bytes | None = field(repr=False)
+    """The plaintext, where it was on this machine."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "objects": [
+                {"name": found.name, "score": found.score, "box": list(found.box)} for found in self.objects
+            ],
+            "model_digest": self.model_digest,
+            "timings_ms": dict(self.timings_ms),
+            "receipt": self.receipt.to_json(),
+        }
+
+
+class EnclaveSession:
+    """Requests to one enclave, which was checked to run what was built.
+
+    :raises NotReady: nothing is built or the enclave isn't running.
+    :raises MeasurementMismatch: it runs another image than the one built last.
+    """
+
+    def __init__(self, workload: Workload, name: str = ENCLAVE) -> None:
+        self._workload = workload
+        self._build = workload.build()
+        self.enclave = workload.running_enclave(name)
+        if self.enclave.measurements != self._build.measurements:
+            raise MeasurementMismatch(
+                f"the enclave {name} runs another image than the one built last",
+                hint="run necli up",
+                code="enclave_outdated",
+            )
+        self._client = workload.backend.connect(name)
+        self._headers = _credential_headers(workload)
+        self._roots = workload.backend.attestation_roots()
+
+    def detect(self, file: Path, *, min_score: float, context: Mapping[str, str] | None = None) -> Detection:
+        """Objects in an image, which is encrypted first, or in a message.
+
+        :raises InputError: the file is missing, damaged, or of another kind, or not for this enclave.
+        :raises AccessDenied: KMS refused the data key.
+        :raises AttestationInvalid: the receipt doesn't verify.
+        """
+        content = read_input(file)
+        photo = None if is_message(content) else content
+        message = content if photo is None else encrypt_image(self._workload, photo, file, context or {})
+        answer, receipt = self._ask(message, min_score)
+        receipt.verify(
+            roots=self._roots,
+            expected=self._build.measurements.pcrs(),
+            at=datetime.now(UTC),
+            message_digest=input_digest(message),
+        )
+        return Detection(
+            file=str(file),
+            objects=[_found(each) for each in receipt.answer["objects"]],
+            model_digest=str(receipt.answer["model_digest"]),
+            timings_ms=answer["timings_ms"],
+            receipt=receipt,
+            photo=photo,
+        )
+
+    def detect_message(self, message: bytes, *, min_score: float = 0.4) -> None:
+        """Ask about a message and drop what is found; raises as `detect` does."""
+        self._ask(message, min_score)
+
+    def _ask(self, message: bytes, min_score: float) -> tuple[dict[str, Any], Receipt]:
+        nonce = os.urandom(_NONCE_BYTES)
+        encoded_nonce = base64.urlsafe_b64encode(nonce).rstrip(b"=").decode()
+        response = self._client.post(
+            "/detect",
+            params={"min_score": min_score},
+            content=message,
+            headers={
+                **self._headers,
+                "content-type": "application/octet-stream",
+                "x-necli-nonce": encoded_nonce,
+            },
+        )
+        with _well_formed():
+            if response.status_code != 200:
+                raise self._error(response)
+            body = response.json()
+            document = base64.b64decode(body["receipt"], validate=True)
+            return body, Receipt(body["answer"], document, nonce)
+
+    def _error(self, response: httpx.Response) -> NecliError:
+        error = response.json()["error"]
+        code, message, detail = str(error["code"]), str(error["message"]), error.get("detail") or {}
+        if code == "access_denied":
+            return explain_denial(self._workload, self.enclave, str(detail.get("aws_message", message)))
+        kind, hint = _ERRORS.get(code, _UNKNOWN)
+        extra = "".join(f"; {name}: {value}" for name, value in detail.items())
+        return kind(f"the enclave says: {message}{extra}", hint=hint, code=code)
+
+
+def read_input(file: Path) -> bytes:
+    """An image or a message.
+
+    :raises InputError: there is no such file, it is empty, too large, or neither image nor message.
+    """
+    try:
+        with host_errors(f"can't read {file}"), open(file, "rb") as opened:
+            content = opened.read(_MAX_FILE_BYTES + 1)
+    except NecliError as exc:
+        if isinstance(exc.__cause__, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+            raise InputError(exc.message, hint="check the path", code="no_such_file") from exc
+        raise
+    if not content:
+        raise InputError(f"{file} is empty", hint="use a JPEG, PNG or WebP file", code="empty_file")
+    if len(content) > _MAX_FILE_BYTES:
+        raise InputError(
+            f"{file} is larger than the {MAX_PLAINTEXT_BYTES >> 20} MiB that an enclave accepts",
+            hint="use a smaller image",
+            code="message_too_large",
+        )
+    if not is_message(content) and not _is_image(content):
+        raise InputError(
+            f"{file} is neither an image nor an encrypted message",
+            hint="use a JPEG, PNG or WebP file, or what necli encrypt wrote",
+            code="not_an_image",
+        )
+    return content
+
+
+def encrypt_image(workload: Workload, image: bytes, file: Path, context: Mapping[str, str]) -> bytes:
+    """The image as a message for the enclave, encrypted as the data owner.
+
+    :raises InputError: it is encrypted already.
+    """
+    if is_message(image):
+        raise InputError(f"{file} is encrypted already", hint="run necli detect on it", code="not_an_image")
+    sealed = seal(
+        image,
+        kms=workload.backend.kms("owner"),
+        key_arn=workload.key().arn,
+        context={**required_context(workload), **context},
+    )
+    return sealed.message
+
+
+def required_context(workload: Workload) -> Mapping[str, str]:
+    """What the built enclave asks for; before there is one, what it will ask for by default."""
+    build = workload.state.build
+    return build.encryption_context if build else CONTEXT
+
+
+def explain_denial(workload: Workload, enclave: EnclaveInfo, aws_message: str) -> AccessDenied:
+    """Tell a policy that isn't bound to this image yet from everything else that KMS may refuse."""
+    if enclave.debug:
+        return AccessDenied(
+            f"KMS refused the data key: the enclave {enclave.name} runs in debug mode and attests zeros",
+            hint=f"necli enclave stop {enclave.name}, then necli up",
+            code="debug_mode",
+        )
+    key_arn = workload.key().arn
+    policy = kms.read_policy(workload.backend.kms("administrator"), key_arn)
+    if not workload.policy_allows(policy, enclave.measurements, key_arn):
+        return AccessDenied(
+            f"KMS refused the data key: the key policy isn't bound to the measurements of {enclave.name}",
+            hint="run necli policy update",
+            code="policy_not_updated",
+        )
+    return AccessDenied(
+        f"KMS refused the data key: {aws_message}", hint="run necli doctor", code="access_denied"
+    )
+
+
+def _is_image(content: bytes) -> bool:
+    webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
+    return webp or content.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
+
+
+def _found(value: Mapping[str, Any]) -> FoundObject:
+    top, left, bottom, right = (float(share) for share in value["box"])
+    return FoundObject(str(value["name"]), float(value["score"]), (top, left, bottom, right))
+
+
+def _credential_headers(workload: Workload) -> dict[str, str]:
+    credentials = workload.backend.credentials_for_enclave()
+    headers = {
+        "x-aws-access-key-id": credentials.access_key_id,
+        "x-aws-secret-access-key": credentials.secret_access_key,
+    }
+    if credentials.session_token:
+        headers["x-aws-session-token"] = credentials.session_token
+    return headers
+
+
+@contextmanager
+def _well_formed() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ServiceFailed("the enclave gave an answer that can't be read", hint="run necli up") from exc

@@ -1,0 +1,71 @@
+"""Starts everything in order, and stops it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from necli.backends import EnclaveInfo
+from necli.errors import NotReady
+from necli.keypolicy import PolicyChange
+from necli.state import Build, Key
+from necli.workflows.build import BuildOptions, build_image
+from necli.workflows.policy import update_policy
+from necli.workflows.setup import set_up
+from necli.workflows.workload import CPUS, ENCLAVE, MEMORY_MIB, Workload
+
+
+@dataclass(frozen=True)
+class Running:
+    key: Key
+    build: Build
+    enclave: EnclaveInfo
+    policy: PolicyChange
+
+
+def bring_up(workload: Workload, options: BuildOptions) -> Running:
+    """Services, key, image, enclave, policy: each step does only what isn't done."""
+    key = set_up(workload)
+    build = build_image(workload, options)
+    enclave = ensure_enclave(workload, build)
+    return Running(key, build, enclave, update_policy(workload))
+
+
+def ensure_enclave(workload: Workload, build: Build) -> EnclaveInfo:
+    """An enclave that runs this build, and not in debug mode; one that runs something else is replaced."""
+    backend = workload.backend
+    try:
+        enclave = workload.running_enclave(ENCLAVE)
+        if enclave.measurements == build.measurements and not enclave.debug:
+            with workload.progress.step("Enclave") as step:
+                step.note(f"{ENCLAVE} runs this image already")
+            return enclave
+    except NotReady:
+        pass
+    else:
+        with workload.progress.step("Old enclave") as step:
+            backend.stop_enclave(ENCLAVE)
+            step.note("stopped: it ran another image")
+    return backend.run_enclave(
+        ENCLAVE,
+        workload.measured_build().path,
+        memory_mib=MEMORY_MIB,
+        cpus=CPUS,
+        debug=False,
+        progress=workload.progress,
+    )
+
+
+def take_down(workload: Workload) -> list[str]:
+    """Stop every enclave and the services; nothing is removed. Returns what was stopped."""
+    stopped = []
+    for enclave in workload.backend.enclaves():
+        if enclave.state in ("STARTING", "RUNNING"):
+            with workload.progress.step(f"Enclave {enclave.name}") as step:
+                workload.backend.stop_enclave(enclave.name)
+                step.note("stopped")
+            stopped.append(enclave.name)
+    running = [service.name for service in workload.backend.services() if service.running]
+    with workload.progress.step("Services") as step:
+        workload.backend.stop_services()
+        step.note(f"stopped {' and '.join(running)}" if running else "were not running")
+    return stopped + running

@@ -1,0 +1,90 @@
+"""One workload: a key, an enclave image and an enclave, on one target and in one state folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from necli.backends import Backend, EnclaveInfo
+from necli.errors import MeasurementMismatch, NotReady
+from necli.home import Home
+from necli.keypolicy import KeyPolicy, RequestContext, caller_arns, evaluate
+from necli.measurements import Measurements
+from necli.progress import Progress
+from necli.state import Build, Key, State
+
+ALIAS = "alias/necli"
+ENCLAVE = "necli"
+MEMORY_MIB = 3072
+"""TensorFlow with the embedded model peaks at 1.3 GiB on a large photo."""
+CPUS = 2
+
+
+@dataclass(frozen=True)
+class Workload:
+    home: Home
+    target: str
+    backend: Backend
+    progress: Progress
+
+    @property
+    def state(self) -> State:
+        return State.load(self.home, self.target)
+
+    def update_state(self, change: Callable[[State], State]) -> None:
+        change(self.state).save(self.home, self.target)
+
+    def key(self) -> Key:
+        """:raises NotReady: there is none yet."""
+        if key := self.state.key:
+            return key
+        raise NotReady("there is no key yet", hint="run necli setup, or necli up for everything at once")
+
+    def build(self) -> Build:
+        """The last build, as it was recorded.
+
+        :raises NotReady: nothing is built, or its file is gone.
+        """
+        build = self.state.build
+        if build is None:
+            raise NotReady("nothing is built yet", hint="run necli build, or necli up for everything at once")
+        if not build.path.is_file():
+            raise NotReady(f"the built image {build.path} is gone", hint="run necli build")
+        return build
+
+    def measured_build(self) -> Build:
+        """The last build, after measuring its file again.
+
+        :raises MeasurementMismatch: the file was changed since it was built.
+        :raises InputError: it isn't even an EIF any more.
+        """
+        from necli.eif import read_eif
+
+        build = self.build()
+        if read_eif(build.path).measurements != build.measurements:
+            raise MeasurementMismatch(
+                f"{build.path} was changed after it was built: its measurements are not those of the build",
+                hint="run necli build",
+                code="eif_changed",
+            )
+        return build
+
+    def running_enclave(self, name: str) -> EnclaveInfo:
+        """:raises NotReady: it isn't running."""
+        enclave = self.backend.enclave(name)
+        if enclave.state != "RUNNING":
+            reason = f": {enclave.exit_reason}" if enclave.exit_reason else ""
+            raise NotReady(f"the enclave {name} is not running{reason}", hint="run necli up")
+        return enclave
+
+    def policy_allows(self, policy: KeyPolicy, measurements: Measurements, key_arn: str) -> bool:
+        """Whether KMS lets an enclave that attests these measurements decrypt for the parent."""
+        context = {
+            f"kms:RecipientAttestation:PCR{index}": value.hex()
+            for index, value in measurements.pcrs().items()
+        }
+        parent = self.backend.parent_arn
+        request = RequestContext(
+            caller_arns(parent), "kms:Decrypt", key_arn, account=parent.split(":")[4], context=context
+        )
+        return evaluate(policy, request).allowed
