@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
 
 from necli.cose import Sign1, load_cbor
-from necli.errors import AttestationInvalid
+from necli.errors import AttestationInvalid, InputError
 
 MAX_DOCUMENT_BYTES: Final = 16 * 1024
 MAX_CLOCK_SKEW: Final = timedelta(minutes=5)
@@ -66,7 +66,11 @@ class SimulatedRoot(TrustedRoot):
 
     @classmethod
     def from_pem(cls, pem: bytes) -> SimulatedRoot:
-        certificate = x509.load_pem_x509_certificate(pem)
+        """:raises InputError: no certificate is in it."""
+        try:
+            certificate = x509.load_pem_x509_certificate(pem)
+        except (ValueError, x509.InvalidVersion) as exc:
+            raise InputError("the root isn't a certificate in PEM", code="not_a_certificate") from exc
         return cls(certificate.subject.rfc4514_string(), certificate.fingerprint(hashes.SHA256()))
 
 
