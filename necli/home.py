@@ -6,7 +6,6 @@ import errno
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,6 +98,8 @@ def write_atomically(path: Path, data: bytes | str, *, mode: int = 0o600) -> Non
 
     :raises HostError: disk full, no permission.
     """
+    import tempfile  # takes as long as a tenth of `necli --help`
+
     raw = data.encode() if isinstance(data, str) else data
     make_private_folder(path.parent)
     with host_errors(f"can't write {path}"):
@@ -109,9 +110,9 @@ def write_atomically(path: Path, data: bytes | str, *, mode: int = 0o600) -> Non
                 file.write(raw)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            Path(temporary).replace(path)
         except BaseException:
-            os.unlink(temporary)
+            Path(temporary).unlink()
             raise
 
 

@@ -11,7 +11,6 @@ values as its default map. The file is `necli.toml`:
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +49,12 @@ def read_config(path: Path, *, required: bool = False) -> dict[str, Any]:
 
     :raises UsageError: it isn't TOML, or isn't there and must be.
     """
-    if not required and not path.exists():
+    if not path.exists():
+        if required:
+            raise UsageError(f"there is no file {path}", hint="check --config")
         return {}
+    import tomllib
+
     try:
         with host_errors(f"can't read {path}"):
             raw = path.read_bytes()

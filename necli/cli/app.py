@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_group
 
 import necli
-from necli.cli import data, demo, eif, lifecycle, policy, prove, receipt
 from necli.cli.common import JSON_KEY, JsonOption
 from necli.errors import NecliError, UsageError
 from necli.settings import (
@@ -25,18 +27,51 @@ from necli.settings import (
     read_config,
 )
 
-# The order and the grouping of `necli --help`.
-_SECTIONS = {
-    "Everything at once": ("demo", "up", "down", "status", "doctor", "cleanup"),
-    "Step by step": ("setup", "build", "policy", "encrypt", "detect", "prove"),
-    "Parts": ("model", "enclave", "proxy", "eif", "receipt"),
+
+@dataclass(frozen=True)
+class Part:
+    """Where a command, or the group of commands of a noun, is written."""
+
+    module: str
+    summary: str
+    """Its line in `necli --help`, which imports none of the modules; a test holds both together."""
+    is_noun: bool = False
+
+
+SECTIONS = {
+    "Everything at once": {
+        "demo": Part("demo", "The whole life of an encrypted photo, from setup to proof."),
+        "up": Part("lifecycle", "Setup, build, run and policy update, as far as needed."),
+        "down": Part("lifecycle", "Stop the enclaves and the services; nothing is removed."),
+        "status": Part("lifecycle", "What there is, and what to do next."),
+        "doctor": Part("lifecycle", "Look for what stands in the way, and say what helps."),
+        "cleanup": Part("lifecycle", "Remove everything; asks before it destroys a key."),
+    },
+    "Step by step": {
+        "setup": Part("lifecycle", "Start the services and make the key."),
+        "build": Part("lifecycle", "Build the enclave image, and measure it."),
+        "policy": Part("policy", "The key policy, and binding it to the built image.", is_noun=True),
+        "encrypt": Part("data", "Encrypt an image for the enclave, as the data owner."),
+        "detect": Part("data", "Find objects in photos, inside the enclave."),
+        "prove": Part("prove", "Show that the parent instance can't decrypt."),
+    },
+    "Parts": {
+        "model": Part("model", "Fetch and check models.", is_noun=True),
+        "eif": Part("eif", "Look into enclave image files.", is_noun=True),
+        "receipt": Part("receipt", "Verify what an enclave answered.", is_noun=True),
+    },
 }
 _EVERYWHERE = ("--target", "--region", "--home", "--config")
+_NEVER_IN_A_FILE = {"config", "json", "version", "yes", "install_completion", "show_completion"}
 INTERRUPTED = 130
 
 
 class NecliGroup(TyperGroup):
     """The whole command line. Errors end here, as two lines (or as JSON) and an exit code."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = _Commands()
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         given = list(sys.argv[1:] if args is None else args)
@@ -60,17 +95,45 @@ class NecliGroup(TyperGroup):
         ctx.meta[JSON_KEY] = "--json" in _before_dashes(args)
         return super().parse_args(ctx, args)
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         width = max(map(len, self.commands))
-        for title, names in _SECTIONS.items():
+        for title, parts in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl(
-                    [
-                        (f"{name:<{width}}", self.commands[name].get_short_help_str(80))
-                        for name in names
-                        if name in self.commands
-                    ]
-                )
+                formatter.write_dl([(f"{name:<{width}}", part.summary) for name, part in parts.items()])
+
+
+class _Commands(MutableMapping[str, Any]):
+    """The commands by name; each is imported when it is asked for."""
+
+    def __init__(self) -> None:
+        self._parts = {name: part for parts in SECTIONS.values() for name, part in parts.items()}
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = _load(name, self._parts[name])
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def _load(name: str, part: Part) -> Any:
+    frame = typer.Typer(rich_markup_mode=None, add_completion=False)
+    frame.add_typer(import_module(f"necli.cli.{part.module}").app, name=name if part.is_noun else None)
+    return get_group(frame).commands[name]
 
 
 app = typer.Typer(
@@ -84,13 +147,6 @@ app = typer.Typer(
 )
 
 
-for _part in (demo, lifecycle, data, prove):
-    app.add_typer(_part.app)
-app.add_typer(policy.app, name="policy")
-app.add_typer(eif.app, name="eif")
-app.add_typer(receipt.app, name="receipt")
-
-
 def main() -> None:
     app()
 
@@ -98,8 +154,23 @@ def main() -> None:
 def _take_config(ctx: typer.Context, path: Path | None) -> Path | None:
     """Make the file's values the defaults, before any other option is read."""
     if not ctx.resilient_parsing:
-        ctx.default_map = read_config(path or Path(CONFIG_FILE), required=path is not None)
+        file = path or Path(CONFIG_FILE)
+        config = read_config(file, required=path is not None)
+        _refuse_unknown(config, ctx.command, str(file))
+        ctx.default_map = config
     return path
+
+
+def _refuse_unknown(table: Mapping[str, Any], command: Any, where: str) -> None:
+    """A misspelt option in the file must not pass for an absent one."""
+    options = {param.name for param in command.params} - _NEVER_IN_A_FILE
+    for name, value in table.items():
+        if isinstance(value, dict) and name in getattr(command, "commands", {}):
+            _refuse_unknown(value, command.commands[name], f"{where}: [{name}]")
+        elif isinstance(value, dict) or name not in options:
+            raise UsageError(
+                f"{where}: {name} is unknown", hint="see necli --help, and --help of the command"
+            )
 
 
 def _print_version(wanted: bool) -> None:

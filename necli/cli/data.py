@@ -61,14 +61,14 @@ def encrypt(
 def detect(
     ctx: typer.Context,
     files: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE|MESSAGE...", help="Photos, or what necli encrypt wrote.")
+        list[Path], typer.Argument(metavar="IMAGE|MESSAGE", help="Photos, or what necli encrypt wrote.")
     ],
     save: Annotated[
         Path | None,
         typer.Option(metavar="FILE|FOLDER", help="Save each photo with boxes and labels drawn into it."),
     ] = None,
     min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Leave out objects with a lower score.")
+        float, typer.Option(metavar="0..1", min=0, max=1, help="Leave out objects with a lower score.")
     ] = 0.4,
     context: ContextOption = None,
     enclave: EnclaveOption = "necli",

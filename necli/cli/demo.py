@@ -27,7 +27,7 @@ def demo(
     ] = None,
     model: ModelOption = None,
     min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Leave out objects with a lower score.")
+        float, typer.Option(metavar="0..1", min=0, max=1, help="Leave out objects with a lower score.")
     ] = 0.4,
     json: JsonOption = False,
 ) -> None:
