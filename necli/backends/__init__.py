@@ -112,6 +112,29 @@ class EnclaveInfo:
             "ExitReason": self.exit_reason,
         }
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> EnclaveInfo:
+        """Read what `to_json` made."""
+        started_at = value["StartedAt"]
+        return cls(
+            name=value["EnclaveName"],
+            enclave_id=value["EnclaveID"],
+            cid=value["EnclaveCID"],
+            state=value["State"],
+            process_id=value["ProcessID"],
+            cpu_ids=tuple(value["CPUIDs"]),
+            memory_mib=value["MemoryMiB"],
+            debug=value["Flags"] == "DEBUG_MODE",
+            measurements=Measurements.from_json(value["Measurements"]),
+            eif=Path(value["EifPath"]),
+            simulated=value["Simulated"],
+            network_isolated=value["NetworkIsolated"],
+            memory_limit=value["MemoryLimit"],
+            started_at=datetime.fromisoformat(started_at) if started_at else None,
+            ready_after_s=value["ReadyAfterSeconds"],
+            exit_reason=value["ExitReason"],
+        )
+
 
 @dataclass(frozen=True)
 class ServiceStatus:
