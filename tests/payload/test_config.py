@@ -9,36 +9,12 @@ from typing import Any
 import pytest
 
 from enclave_payload.config import Config, ConfigError, UnixAddress, VsockAddress, parse_address
+from tests.payload.baked import baked_config
 
 
 @pytest.fixture
 def baked() -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "version": "0.1.0",
-        "listen": "vsock:5005",
-        "nsm": "/dev/nsm",
-        "kms": {
-            "client": "native",
-            "region": "eu-central-1",
-            "host": "kms.eu-central-1.amazonaws.com",
-            "address": "vsock:3:8000",
-            "trust_roots": "trust/kms-ca.pem",
-            "timeout_s": 10,
-            "kmstool": "/app/kmstool_enclave_cli",
-        },
-        "key_arn": "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
-        "encryption_context": {"necli:workload": "object-detection"},
-        "model": {"name": "m", "path": "model", "digest": "ab" * 48},
-        "limits": {
-            "max_message_bytes": 67108864,
-            "max_pixels": 50000000,
-            "request_timeout_s": 60,
-            "concurrency": 2,
-            "queue": 16,
-            "max_objects": 300,
-        },
-    }
+    return baked_config()
 
 
 def test_a_whole_configuration_is_read(baked: dict[str, Any], tmp_path: Path) -> None:
