@@ -56,7 +56,7 @@ SECTIONS = {
         "prove": Part("prove", "Show that the parent instance can't decrypt."),
     },
     "Parts": {
-        "model": Part("model", "Fetch and check models.", is_noun=True),
+        "model": Part("model", "List, fetch and check object-detection models.", is_noun=True),
         "eif": Part("eif", "Look into enclave image files.", is_noun=True),
         "receipt": Part("receipt", "Verify what an enclave answered.", is_noun=True),
     },

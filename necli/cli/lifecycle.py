@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -208,7 +209,5 @@ def _enclave_line(enclave: EnclaveInfo) -> str:
 def _show_findings(screen: Terminal, findings: list[Finding]) -> None:
     for finding in findings:
         screen.finding(finding.level, finding.check, finding.detail, finding.fix)
-    failed = sum(finding.level == "failed" for finding in findings)
-    screen.say(
-        f"{failed} of {len(findings)} checks failed" if failed else f"all {len(findings)} checks passed"
-    )
+    counts = Counter(finding.level for finding in findings)
+    screen.say(f"{counts['ok']} fine, {counts['warning']} to look at, {counts['failed']} failed")

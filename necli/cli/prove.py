@@ -40,11 +40,14 @@ def prove(ctx: typer.Context, enclave: EnclaveOption = "necli", json: JsonOption
 
 
 def show_proof(screen: Terminal, proof: Proof) -> None:
-    screen.table(
-        None,
-        ("case", "expected", "observed", "verdict"),
-        [(case.name, case.expected, case.observed, case.verdict) for case in proof.cases],
-    )
+    for case in proof.cases:
+        passed = case.verdict == "PASS"
+        screen.finding(
+            {"PASS": "ok", "FAIL": "failed"}.get(case.verdict, "warning"),
+            case.name,
+            case.observed,
+            None if passed else f"expected: {case.expected}",
+        )
     meaning = {
         "PASS": "the enclave can decrypt, the parent instance can't",
         "FAIL": "the parent instance can read the data: look at necli policy show",

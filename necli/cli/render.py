@@ -31,8 +31,8 @@ from rich.text import Text
 from necli.errors import NecliError
 from necli.progress import Progress, Step
 
-_TITLE_WIDTH = 24
-_CHECK_WIDTH = 15
+_TITLE_WIDTH = 14
+_CHECK_WIDTH = 16
 SIMULATED = (
     "SIMULATED  The local target runs the real code, but gives no isolation from this machine.",
     "Use it to learn and to test, never for data that must stay secret.",
@@ -208,10 +208,9 @@ class TerminalProgress(Progress):
         return bars
 
     def _finish(self, mark: tuple[str, str], title: str, note: str, seconds: float) -> None:
-        indent = "  " * self._depth
-        title = f"{indent}{_printable(title)}"
+        title = _printable(title)
         took = f"{seconds:.1f} s" if seconds >= 0.05 else ""
-        line = Text.assemble(mark, " ", f"{title:<{_TITLE_WIDTH}}" if note else title)
+        line = Text.assemble("  " * self._depth, mark, " ", f"{title:<{_TITLE_WIDTH}}" if note else title)
         if note:
             line.append(f"  {_printable(note)}")
         gap = self._console.width - line.cell_len - len(took)

@@ -13,7 +13,7 @@ from necli.backends import BuildSpec, BuiltEif
 from necli.envelope import CONTEXT
 from necli.errors import MeasurementMismatch
 from necli.home import host_errors
-from necli.models import InstalledModel, ensure_model
+from necli.models import DEFAULT_MODEL, InstalledModel, ensure_model
 from necli.resources import resource_folder
 from necli.state import Build, Key
 from necli.workflows.workload import Workload
@@ -37,7 +37,7 @@ def build_image(workload: Workload, options: BuildOptions) -> Build:
     :raises MeasurementMismatch: the file on disk isn't what was meant to be written.
     """
     key = workload.key()
-    model = ensure_model(options.model, workload.home.models, workload.progress)
+    model = _model(workload, options.model)
     # kmstool_enclave_cli has no way to send an encryption context.
     context = CONTEXT if options.kms_client == "native" else {}
     spec = _spec(workload, key, model, options.kms_client, context)
@@ -58,6 +58,15 @@ def build_image(workload: Workload, options: BuildOptions) -> Build:
     if options.output:
         _copy(built.path, options.output)
     return build
+
+
+def _model(workload: Workload, wanted: str | None) -> InstalledModel:
+    last = workload.state.build
+    name = wanted or (last.model_name if last else DEFAULT_MODEL)
+    model = ensure_model(name, workload.home.models, workload.progress)
+    with workload.progress.step("Model") as step:
+        step.note(f"{model.name}, every file as it was pulled")
+    return model
 
 
 def _spec(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from necli.errors import NotReady
-from necli.models import find_installed
+from necli.models import InstalledModel
 from necli.workflows.workload import Workload
 
 
@@ -19,7 +19,7 @@ def sample_photo(workload: Workload) -> Path:
     :raises NotReady: it came without one.
     """
     build = workload.build()
-    model = find_installed(workload.home.models, build.model_name)
+    model = InstalledModel.load(workload.home.models / build.model_name)
     if model is None or model.sample is None:
         raise NotReady(
             f"the model {build.model_name} came without a photo", hint="necli demo photo.jpg, with your own"

@@ -72,14 +72,14 @@ def prove(workload: Workload, name: str = ENCLAVE) -> Proof:
     return Proof(
         [
             _control(lambda: EnclaveSession(workload, name).detect_message(make_data_key().message)),
-            _attempt("parent-decrypt", lambda: _decrypt(workload, make_data_key().data_key)),
-            _attempt("parent-reencrypt", lambda: _reencrypt(workload, make_data_key().data_key)),
+            _attempt("parent Decrypt", lambda: _decrypt(workload, make_data_key().data_key)),
+            _attempt("parent ReEncrypt", lambda: _reencrypt(workload, make_data_key().data_key)),
         ]
     )
 
 
 def _control(decrypt: Callable[[], None]) -> Case:
-    name, expected = "enclave-decrypt", "decrypts"
+    name, expected = "enclave decrypts", "decrypts"
     try:
         decrypt()
     except NecliError as exc:
