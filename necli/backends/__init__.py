@@ -164,7 +164,11 @@ class Backend(ABC):
     def stop_services(self) -> None: ...
 
     @abstractmethod
-    def services(self) -> list[ServiceStatus]: ...
+    def stop_proxy(self) -> None: ...
+
+    @abstractmethod
+    def services(self) -> list[ServiceStatus]:
+        """The services named `kms` and `proxy`."""
 
     @abstractmethod
     def kms(self, identity: Identity) -> Any:
@@ -220,6 +224,9 @@ class Backend(ABC):
 
     @abstractmethod
     def attestation_roots(self) -> list[TrustedRoot]: ...
+
+    def service(self, name: str) -> ServiceStatus:
+        return next(service for service in self.services() if service.name == name)
 
     @property
     def administrator_arn(self) -> str:

@@ -88,8 +88,11 @@ class LocalBackend(Backend):
             step.note(f"allows {self._kms_host}:{_ENDPOINT_PORT} only")
 
     def stop_services(self) -> None:
-        for daemon in (self._proxy, self._kms):
-            daemon.stop()
+        self.stop_proxy()
+        self._kms.stop()
+
+    def stop_proxy(self) -> None:
+        self._proxy.stop()
 
     def services(self) -> list[ServiceStatus]:
         endpoint = KmsEndpoint.load(self.home)
