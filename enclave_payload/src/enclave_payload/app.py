@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,9 +23,11 @@ from enclave_payload.config import Config
 from enclave_payload.errors import PayloadError
 from enclave_payload.incoming import attestation_request, detection_request, read_body, request_id
 from enclave_payload.logs import log_event
-from enclave_payload.pipeline import Attester, Pipeline
 from enclave_payload.receipt import attestation_user_data
 from enclave_payload.workers import Workers
+
+if TYPE_CHECKING:  # it takes half a second to import, and the socket is to answer before
+    from enclave_payload.pipeline import Attester, Pipeline
 
 _log = logging.getLogger(__name__)
 
@@ -139,9 +141,9 @@ class _Service:
         }
 
     async def attest(self, request: Request) -> Answer:
+        wanted = await attestation_request(request)
+        user_data = attestation_user_data(wanted.user_data)
         with self._attesters.place() as place:
-            wanted = await attestation_request(request)
-            user_data = attestation_user_data(wanted.user_data)
             document = await place.run(partial(self._nsm.attest, user_data=user_data, nonce=wanted.nonce))
         return {"document": base64.b64encode(document).decode()}
 

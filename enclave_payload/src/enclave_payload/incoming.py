@@ -14,7 +14,6 @@ from starlette.requests import Request
 
 from enclave_payload.errors import PayloadError
 from enclave_payload.kms import Credentials
-from enclave_payload.pipeline import DetectionRequest
 
 BODY_IDLE_TIMEOUT_S: Final = 10.0
 """How long a client may pause within a body."""
@@ -25,6 +24,13 @@ _MAX_ATTEST_BODY: Final = 4096
 _FROM_BASE64URL: Final = str.maketrans("-_", "+/")
 _REQUEST_ID: Final = r"[A-Za-z0-9-]{1,64}"
 _CREDENTIAL: Final = r"[!-~]{1,8192}"  # goes into headers of the request to KMS
+
+
+@dataclass(frozen=True)
+class DetectionRequest:
+    credentials: Credentials
+    min_score: float
+    nonce: bytes | None
 
 
 @dataclass(frozen=True)

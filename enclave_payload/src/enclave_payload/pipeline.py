@@ -13,7 +13,8 @@ from typing import Protocol
 from enclave_payload.config import Config
 from enclave_payload.envelope import OpenedMessage
 from enclave_payload.imaging import DecodedImage, Pixels, decode_image
-from enclave_payload.kms import Credentials, credentials
+from enclave_payload.incoming import DetectionRequest
+from enclave_payload.kms import credentials
 from enclave_payload.receipt import receipt_user_data, six_digits
 
 ANSWER_SCHEMA = 1
@@ -42,13 +43,6 @@ class Attester(Protocol):
     def attest(
         self, *, public_key: bytes | None = None, user_data: bytes | None = None, nonce: bytes | None = None
     ) -> bytes: ...
-
-
-@dataclass(frozen=True)
-class DetectionRequest:
-    credentials: Credentials
-    min_score: float
-    nonce: bytes | None
 
 
 @dataclass(frozen=True)
