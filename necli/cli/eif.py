@@ -12,12 +12,12 @@ from necli.cli.common import JsonOption, settings_of, terminal
 if TYPE_CHECKING:
     from necli.eif import EifImage
 
-app = typer.Typer(help="Look into enclave image files.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
 def eif() -> None:
-    """Look into enclave image files."""
+    """Look into enclave image files."""  # and keep `describe` a word of its own, though it is the only one
 
 
 @app.command()
@@ -26,7 +26,10 @@ def describe(
     file: Annotated[Path, typer.Argument(help="An enclave image file (.eif).")],
     json: JsonOption = False,
 ) -> None:
-    """Check an image, measure it, and say what is in it, as nitro-cli describe-eif does."""
+    """Check an image, measure it, and say what it holds.
+
+    With --json, in the words of nitro-cli describe-eif.
+    """
     from necli.eif import describe as describe_eif
     from necli.eif import read_eif
 

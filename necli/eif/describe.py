@@ -52,7 +52,7 @@ def describe(eif: EifImage) -> dict[str, Any]:
 
 def _certificate(certificate: SigningCertificate) -> dict[str, Any]:
     return {
-        "IssuerName": {_NAMES.get(oid, oid): value for oid, value in certificate.issuer},
+        "IssuerName": dict(sorted((_NAMES.get(oid, oid), value) for oid, value in certificate.issuer)),
         "Algorithm": _NAMES.get(certificate.algorithm, certificate.algorithm),
         "NotBefore": _openssl_time(certificate.not_before),
         "NotAfter": _openssl_time(certificate.not_after),
@@ -66,12 +66,10 @@ def _openssl_time(time: datetime) -> str:
 
 def _metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     custom = metadata.get("CustomMetadata")
+    fixed = {**metadata["BuildMetadata"], "DockerInfo": metadata["DockerInfo"]}
     return {
         "ImageName": metadata["ImageName"],
         "ImageVersion": metadata["ImageVersion"],
-        "Metadata": {
-            **(custom if isinstance(custom, dict) else {}),
-            **metadata["BuildMetadata"],
-            "DockerInfo": metadata["DockerInfo"],
-        },
+        # Custom fields stand beside the others, behind them, and can't replace them.
+        "Metadata": {**fixed, **(custom if isinstance(custom, dict) else {}), **fixed},
     }
