@@ -29,8 +29,9 @@ class Recipient:
     @property
     def conditions(self) -> dict[str, str]:
         """The condition keys of its attestation."""
-        pcrs = {f"kms:RecipientAttestation:PCR{index}": value.hex() for index, value in self.pcrs.items()}
-        return {**pcrs, "kms:RecipientAttestation:ImageSha384": self.pcrs[0].hex()}
+        values = {f"PCR{index}": value.hex() for index, value in self.pcrs.items()}
+        image = {"ImageSha384": values["PCR0"]} if "PCR0" in values else {}
+        return {f"kms:RecipientAttestation:{name}": value for name, value in (values | image).items()}
 
     def seal(self, plaintext: bytes) -> bytes:
         """A CMS EnvelopedData that only this enclave can open: `CiphertextForRecipient`."""
