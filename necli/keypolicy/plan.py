@@ -80,7 +80,9 @@ def plan_measurements(
     for statement in policy.statements:
         if statement.sid and _OUR_SID.fullmatch(statement.sid):
             # None where it stands a second time, or is about a PCR that isn't bound any more.
-            statements += [ours.pop(statement.sid)] if statement.sid in ours else []
+            planned = ours.pop(statement.sid, None)
+            if planned:
+                statements.append(statement.body if _same(statement.body, planned) else planned)
         else:
             statements.append(_rebound(statement, bound, formerly))
     statements += ours.values()
@@ -180,6 +182,20 @@ def _rebound(statement: Statement, bound: Bound, formerly: Mapping[int, set[str]
         for operator, tests in statement.body["Condition"].items()
     }
     return {**statement.body, "Condition": condition}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two pieces of policy mean the same: KMS may write back in other words what was put."""
+    return bool(_normal(one) == _normal(other))
+
+
+def _normal(value: Any) -> Any:
+    if isinstance(value, list) and len(value) == 1:
+        return _normal(value[0])
+    if isinstance(value, dict):
+        members = {key: _normal(item) for key, item in value.items()}
+        return "*" if members == {"AWS": "*"} else members
+    return value
 
 
 def _attested_pcr(condition_key: str) -> int | None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import socket
 import sqlite3
 import sys
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from necli.errors import NecliError
+from necli.errors import Conflict, NecliError
 from necli.home import Home
 from necli.local.identities import Identities, ensure_identities
 from necli.local.kms_access import Call
@@ -119,8 +121,6 @@ def _serve(state: Path, port: int, region: str, max_document_age: timedelta) -> 
     )
     config = uvicorn.Config(
         application(Service(operations, identities, region)),
-        host="127.0.0.1",
-        port=port,
         ssl_certfile=pki.server_pem([f"kms.{region}.amazonaws.com", "localhost", "127.0.0.1"]),
         log_config=None,
         access_log=False,
@@ -129,15 +129,22 @@ def _serve(state: Path, port: int, region: str, max_document_age: timedelta) -> 
         timeout_graceful_shutdown=2,
         limit_concurrency=256,
     )
-    _log(f"local KMS (SIMULATED) for {region} on https://127.0.0.1:{port}")
+    with _listener(port) as listener, closing(store):
+        _log(f"local KMS (SIMULATED) for {region} on https://127.0.0.1:{listener.getsockname()[1]}")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listener(port: int) -> socket.socket:
     try:
-        uvicorn.Server(config).run()
-    finally:
-        store.close()
+        return socket.create_server(("127.0.0.1", port), backlog=128)
+    except OSError as exc:
+        raise Conflict(f"can't listen on port {port}: {exc.strerror}", hint="choose another port") from exc
 
 
 async def _read(request: Request) -> SignedRequest:
     """The whole request, if its body comes soon and isn't larger than any that KMS takes."""
+    from starlette.requests import ClientDisconnect
+
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
@@ -145,6 +152,8 @@ async def _read(request: Request) -> SignedRequest:
                 body += chunk
                 if len(body) > _MAX_BODY_BYTES:
                     raise KmsError("RequestEntityTooLargeException", "The request is too large.", status=413)
+    except ClientDisconnect:
+        raise KmsError("RequestAbortedException", "The request was not sent to its end.") from None
     except TimeoutError:
         raise KmsError("RequestTimeoutException", "The request did not arrive in time.", status=408) from None
     headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw]

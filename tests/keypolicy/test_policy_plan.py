@@ -131,6 +131,16 @@ class TestABoundKey:
         assert change.unchanged
         assert change.diff == ()
 
+    def test_the_same_in_other_words_is_no_change(self) -> None:
+        bound = planned(new_policy(), FIRST).to_json()
+        reworded = [
+            {**s, "Principal": {"AWS": ["*"]}, "Resource": ["*"]} if s["Effect"] == "Deny" else s
+            for s in bound["Statement"]
+        ]
+        policy = KeyPolicy.from_json({**bound, "Statement": reworded})
+        assert plan_measurements(policy, FIRST, parent_arn=PARENT).unchanged
+        assert not plan_measurements(policy, SECOND, parent_arn=PARENT).unchanged
+
     def test_the_diff_shows_the_old_and_the_new_value(self) -> None:
         change = plan_measurements(planned(new_policy(), FIRST), SECOND, parent_arn=PARENT)
         assert not change.unchanged

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from botocore.exceptions import BotoCoreError
 from running_kms import RunningKms
 
-from necli.errors import HostError, InputError
-from necli.local.kms_store import KeyStore
+from necli.errors import HostError, InputError, ServiceFailed
+from necli.local.kms_store import Key, KeyStore
 
 
 @pytest.fixture
@@ -85,11 +87,13 @@ def test_the_key_material_is_readable_by_the_user_alone(kms: RunningKms) -> None
         kms.stop()
 
 
+def test_a_port_in_use_is_an_error_that_names_it(kms: RunningKms) -> None:
+    failure = pytest.raises(ServiceFailed, match=f"can't listen on port {kms.port}")
+    with socket.create_server(("127.0.0.1", kms.port)), failure:
+        kms.start()
+
+
 def test_keys_belong_to_their_region(tmp_path: Path) -> None:
-    from datetime import UTC, datetime
-
-    from necli.local.kms_store import Key
-
     store = KeyStore(tmp_path, "eu-central-1")
     store.add_key(Key("k", "eu-central-1", b"m", "", "{}", datetime.now(UTC)))
     assert KeyStore(tmp_path, "us-east-1").key("k") is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,7 @@ from botocore.exceptions import ClientError
 from running_kms import RunningKms
 
 from necli.local.identities import ACCOUNT
+from necli.local.kms_store import Key, KeyStore
 
 MISSING = "00000000-0000-4000-8000-000000000000"
 
@@ -261,10 +263,6 @@ class TestPolicies:
 
 def test_overdue_keys_are_destroyed_with_their_aliases(tmp_path: Path) -> None:
     """The store's clock is given to it, so this one needs no service."""
-    from datetime import UTC, datetime, timedelta
-
-    from necli.local.kms_store import Key, KeyStore
-
     store, now = KeyStore(tmp_path, "eu-central-1"), datetime.now(UTC)
     store.add_key(Key(MISSING, "eu-central-1", b"m" * 32, "", "{}", now))
     store.add_alias("alias/x", MISSING, now)
