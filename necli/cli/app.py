@@ -95,6 +95,12 @@ class NecliGroup(TyperGroup):
         ctx.meta[JSON_KEY] = "--json" in _before_dashes(args)
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # before Typer sees it and calls it a failure
+            raise typer.Exit(_nobody_reads()) from None
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
 
@@ -264,6 +270,6 @@ def _show_usage(exc: typer.TyperException, as_json: bool) -> int:
 
 
 def _nobody_reads() -> int:
-    """The reader of our output went away: end quietly, as other tools do."""
+    """The reader of our output went away: end quietly, as if by SIGPIPE."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 141

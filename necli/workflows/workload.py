@@ -56,14 +56,17 @@ class Workload:
         """The last build, after measuring its file again.
 
         :raises MeasurementMismatch: the file was changed since it was built.
-        :raises InputError: it isn't even an EIF any more.
         """
-        from necli.eif import read_eif
+        from necli.eif import InvalidEif, read_eif
 
         build = self.build()
-        if read_eif(build.path).measurements != build.measurements:
+        try:
+            measurements, reason = read_eif(build.path).measurements, "it measures differently"
+        except InvalidEif as exc:
+            measurements, reason = None, exc.message
+        if measurements != build.measurements:
             raise MeasurementMismatch(
-                f"{build.path} was changed after it was built: its measurements are not those of the build",
+                f"{build.path} was changed after it was built: {reason}",
                 hint="run necli build",
                 code="eif_changed",
             )
