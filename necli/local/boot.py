@@ -19,12 +19,15 @@ from typing import Any
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
+_PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
+_CAPABILITY_VERSION_3 = 0x20080522
 _MAX_OPEN_FILES = 4096
 _MAX_FILE_BYTES = 64 << 20
 """Of what the enclave may write: its console, in debug mode."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_NOTHING = (ctypes.c_ulong(0),) * 3
 
 
 def leave_the_network() -> str | None:
@@ -49,6 +52,17 @@ def die_with(parent: int) -> None:
         sys.exit("the hypervisor is gone")
 
 
+def drop_privileges() -> None:
+    """No capability is left, not even one that root could use to go back to the host's network."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    capability = 0
+    while _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), *_NOTHING) == 0:
+        capability += 1
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    if _libc.capset(header, (ctypes.c_uint32 * 6)()) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
 def limit_resources(data_bytes: int, cpus: list[int]) -> None:
     for kind, limit in (
         (resource.RLIMIT_DATA, data_bytes),
@@ -64,7 +78,7 @@ def main(settings: dict[str, Any]) -> None:
     # Namespaces first: a change of credentials would undo the death signal.
     refusal = leave_the_network()
     die_with(settings["parent"])
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    drop_privileges()
     limit_resources(settings["memory_bytes"], settings["cpus"])
     os.umask(0o077)
     with os.fdopen(settings["report_fd"], "w") as report:
@@ -80,7 +94,7 @@ def _unshare(flags: int) -> str | None:
 
 
 def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), *[ctypes.c_ulong(0)] * 3) != 0:
+    if _libc.prctl(option, ctypes.c_ulong(value), *_NOTHING) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
 
 

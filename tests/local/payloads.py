@@ -11,6 +11,8 @@ from necli.local.image import build_local_eif
 SERVER = """
 import http.server, json, os, socketserver, sys
 
+KEPT = {}
+
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -20,7 +22,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         code = self.rfile.read(int(self.headers["content-length"])).decode()
         try:
-            value = eval(code, {})
+            value = eval(code, KEPT)
         except Exception as exc:
             value = {"raised": type(exc).__name__, "text": str(exc)}
         self.answer(value)
