@@ -281,14 +281,14 @@ def _check_pcrs(document: AttestationDocument, expected: Mapping[int, bytes] | _
     different = [
         f"PCR{index}"
         for index, value in sorted(expected.items())
-        if not hmac.compare_digest(document.pcrs.get(index, b""), value)
+        if index not in document.pcrs or not hmac.compare_digest(document.pcrs[index], value)
     ]
     if different:
         raise AttestationInvalid(f"another image was measured: {', '.join(different)}", code="pcr_mismatch")
 
 
 def _check_equal(name: str, found: bytes | None, expected: bytes | None) -> None:
-    if expected is not None and not hmac.compare_digest(found or b"", expected):
+    if expected is not None and (found is None or not hmac.compare_digest(found, expected)):
         raise AttestationInvalid(f"the document's {name} isn't the expected one", code=f"{name}_mismatch")
 
 
