@@ -59,6 +59,7 @@ SECTIONS = {
         "model": Part("model", "List, fetch and check object-detection models.", is_noun=True),
         "eif": Part("eif", "Look into enclave image files.", is_noun=True),
         "receipt": Part("receipt", "Verify what an enclave answered.", is_noun=True),
+        "stack": Part("stack", "The nitro target's CloudFormation stack; check a template.", is_noun=True),
     },
 }
 _EVERYWHERE = ("--target", "--region", "--home", "--config")

@@ -55,6 +55,8 @@ class Resource:
 class Template:
     document: Mapping[str, Any]
     """As written, functions in their long form."""
+    text: str
+    """What CloudFormation is given."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -71,11 +73,19 @@ class Template:
         for name, body in resources.items():
             if not isinstance(body, dict) or not isinstance(body.get("Type"), str):
                 raise InvalidTemplate(f"the template's resource {name} has no Type")
-        return cls(document)
+        return cls(document, text)
 
-    def to_text(self) -> str:
-        """The template as JSON: CloudFormation limits its bytes, so no spaces."""
-        return json.dumps(self.document, separators=(",", ":"))
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        # CloudFormation takes 51,200 bytes: no spaces.
+        return cls.parse(json.dumps(document, separators=(",", ":")))
+
+    def with_resource(self, name: str, body: Mapping[str, Any]) -> Self:
+        """The template with this resource instead of its own of that name; itself where they are equal."""
+        if self.document["Resources"].get(name) == body:
+            return self
+        resources = {**self.document["Resources"], name: body}
+        return self.from_document({**self.document, "Resources": resources})
 
     @property
     def parameters(self) -> Mapping[str, Mapping[str, Any]]:
@@ -104,12 +114,16 @@ class Template:
         filled = {key: self.fill(item) for key, item in value.items()}
         return {key: item for key, item in filled.items() if item is not None}
 
+    def references(self, name: str) -> frozenset[str]:
+        """The parameters and resources that a resource refers to or depends on."""
+        return frozenset(_mentioned(self.document["Resources"][name]))
+
     def needs(self, name: str) -> frozenset[str]:
-        """The resources that must exist before this one, by reference or DependsOn, at any distance."""
+        """The resources that must exist before this one, at any distance."""
         found: set[str] = set()
         waiting = [name]
         while waiting:
-            for other in _mentioned(self.document["Resources"][waiting.pop()]):
+            for other in self.references(waiting.pop()):
                 if other in self.document["Resources"] and other not in found:
                     found.add(other)
                     waiting.append(other)

@@ -15,7 +15,7 @@ from necli.errors import InputError, NotReady, UsageError
 from necli.home import Home, read_json, write_json_atomically
 from necli.progress import Progress
 from necli.resources import resource_folder
-from necli.stacks import Stack, StackEvent, Stacks
+from necli.stacks import KEY, Stack, StackEvent, Stacks
 from necli.state import Key, State
 from necli.template_check import Template
 
@@ -24,6 +24,7 @@ _TARGET = "nitro"
 _CHOSEN_ONCE = ("Architecture", "ImageId", "AvailabilityZone", "VpcCidr", "PrivateSubnetCidr")
 """Another value for one of these would replace the instance, and what is on its disk."""
 
+Change = Literal["added", "changed", "removed"]
 Watch = Callable[[StackEvent], None]
 
 
@@ -137,6 +138,8 @@ class StackPlan:
     """Those that are passed to CloudFormation; an update leaves out what stays."""
     before: Mapping[str, str]
     estimate: Estimate
+    resources: Mapping[str, Change]
+    """On an update, the resources that are written differently in the template."""
     warnings: tuple[str, ...]
     template: Template
 
@@ -156,6 +159,7 @@ class StackPlan:
             "action": self.action,
             "parameters": dict(self.parameters),
             "changes": {name: {"before": a, "after": b} for name, (a, b) in self.changes.items()},
+            "resources": dict(self.resources),
             "estimate": self.estimate.to_json(),
             "warnings": list(self.warnings),
         }
@@ -182,18 +186,20 @@ class Provisioning:
         """
         template = Template.parse(_resource("necli.yaml"))
         deployed = self.stacks.find(name)
-        before = deployed.parameters if deployed and deployed.worked else {}
+        deployed = deployed if deployed and deployed.worked else None
+        before = deployed.parameters if deployed else {}
         given = wanted.for_template()
         parameters = {**_defaults(template), **before, **given}
         chosen = self._chosen(parameters, before)
         return StackPlan(
             name=name,
             region=self.account.region,
-            action="update" if before else "create",
+            action="update" if deployed else "create",
             parameters={**parameters, **chosen},
             given={**given, **chosen},
             before=before,
             estimate=self._estimate(template, parameters),
+            resources=_resource_changes(template, self.stacks.template(deployed)) if deployed else {},
             warnings=tuple(_warnings({**parameters, **chosen}, before)),
             template=template,
         )
@@ -306,13 +312,30 @@ def _check_instance_type(instance_type: InstanceType, parameters: Mapping[str, s
 
 def _warnings(parameters: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
     warnings = []
-    if parameters["AdministratorArn"] == parameters["DataOwnerArn"]:
+    if parameters.get("AdministratorArn") == parameters.get("DataOwnerArn"):
         warnings.append("one role administers the key and encrypts with it: better two")
     if parameters["NatGateway"] != "true":
         warnings.append("without NAT the instance reaches Amazon Linux's packages and AWS, nothing else")
-    if before and parameters["InstanceType"] != before.get("InstanceType"):
-        warnings.append("the instance is stopped and started for its new type: enclaves on it end")
+    changed = {name for name in before if before[name] != parameters.get(name)}
+    if changed & {"InstanceType", "EnclaveMemoryMiB", "EnclaveCpus"}:
+        warnings.append("the instance is stopped and started for this: enclaves on it end")
+    if changed & {"EnclaveMemoryMiB", "EnclaveCpus"}:
+        warnings.append("user data has run already: necli setup on the instance sets the new sizes")
     return warnings
+
+
+def _resource_changes(template: Template, deployed: Template) -> dict[str, Change]:
+    """What another version of the template brings. Not for the key, which every update leaves as it is."""
+    new, old = template.document["Resources"], deployed.document["Resources"]
+    changes: dict[str, Change] = {}
+    for name in sorted((new.keys() | old.keys()) - {KEY}):
+        if name not in old:
+            changes[name] = "added"
+        elif name not in new:
+            changes[name] = "removed"
+        elif new[name] != old[name]:
+            changes[name] = "changed"
+    return changes
 
 
 def _defaults(template: Template) -> dict[str, str]:
