@@ -17,7 +17,7 @@ from necli.models.catalogue import LockedFile
 from necli.models.digest import digest_of
 
 MAX_UNPACKED: Final = 4 << 30
-MAX_MEMBERS: Final = 10_000
+MAX_MEMBERS: Final = 2_000
 _MAX_READ: Final = 16 << 20
 _GZIP: Final = b"\x1f\x8b"
 

@@ -66,7 +66,7 @@ def _transfer(client: httpx.Client, url: str, part: Path, step: Step, limit: int
         step.update(start, total if total > start else None)
         _check_size(total, limit, url)
         with host_errors(f"can't write {part}"), open(part, "ab" if start else "wb") as file:
-            for chunk in response.iter_raw(1 << 20):
+            for chunk in response.iter_raw():
                 file.write(chunk)
                 _check_size(file.tell(), limit, url)
                 step.update(file.tell())

@@ -175,6 +175,8 @@ def _unpack_saved_model(archive: Path, folder: Path) -> None:
         inner = entries[0].rename(folder.with_name(f"{folder.name}.inner"))
         folder.rmdir()
         inner.rename(folder)
+    if not (folder / "saved_model.pb").is_file():
+        raise InputError(f"{archive.name} holds no SavedModel: it has no saved_model.pb")
 
 
 def _import(path: Path, cache: Path, progress: Progress) -> InstalledModel:

@@ -166,13 +166,8 @@ class Slot:
     def install(
         self, *, source: str, licence: str | None = None, classes: int | None = None
     ) -> InstalledModel:
-        """Make what was staged the model of this name.
-
-        :raises InputError: it is no SavedModel.
-        """
+        """Make what was staged the model of this name."""
         saved_model = self.staging / SAVED_MODEL
-        if not (saved_model / "saved_model.pb").is_file():
-            raise InputError(f"{source} is no SavedModel: it has no saved_model.pb")
         (saved_model / _NOT_MEASURED).unlink(missing_ok=True)
         final = self.cache / self.name
         model = InstalledModel(self.name, final, source, digest_folder(saved_model), licence, classes)
