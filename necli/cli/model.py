@@ -10,7 +10,7 @@ import typer
 from necli.cli.common import JsonOption, settings_of, terminal
 
 if TYPE_CHECKING:
-    from necli.models import InstalledModel
+    from necli.models import InstalledModel, ModelEntry
 
 app = typer.Typer(help="List, fetch and check object-detection models.", no_args_is_help=True)
 
@@ -26,16 +26,21 @@ def list_models(ctx: typer.Context, json: JsonOption = False) -> None:
         installed = [_model_json(model) for model in models.values()]
         terminal(ctx).print_json({"catalogue": catalogue, "installed": installed})
         return
-    known = {entry.name: (entry.classes, entry.licence, str(entry.source)) for entry in CATALOGUE}
-    others = {model.name: (model.classes, model.licence, model.source) for model in models.values()}
+    rows: list[tuple[str, int | None, str | None, str, str | None]] = [
+        (entry.name, entry.classes, entry.licence, entry.source.kind, _download_size(entry))
+        for entry in CATALOGUE
+    ]
+    listed = {entry.name for entry in CATALOGUE}
+    rows += [
+        (each.name, each.classes, each.licence, "local", None)
+        for each in models.values()
+        if each.name not in listed
+    ]
     terminal(ctx).table(
         None,
-        ("model", "classes", "licence", "installed", "source"),
-        [
-            (name, classes, licence, _megabytes(models.get(name)), source)
-            for name, (classes, licence, source) in (known | others).items()
-        ],
-        right=("classes", "installed"),
+        ("model", "classes", "licence", "source", "download", "installed"),
+        [(*row, _installed_size(models.get(row[0]))) for row in rows],
+        right=("classes", "download", "installed"),
     )
 
 
@@ -87,7 +92,12 @@ def verify(
     screen.facts({each.name: f"ok, digest {each.digest}" for each in verified})
 
 
-def _megabytes(model: InstalledModel | None) -> str | None:
+def _download_size(entry: ModelEntry) -> str:
+    about = "" if entry.source.kind == "npm" else "~"  # what TF Hub has is known by its networks only
+    return f"{about}{entry.download_bytes / 1e6:.0f} MB"
+
+
+def _installed_size(model: InstalledModel | None) -> str | None:
     return f"{model.size / 1e6:.1f} MB" if model else None
 
 

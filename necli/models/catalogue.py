@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class SamplePhoto:
 class NpmSource:
     """A TensorFlow.js graph in an npm package, which necli converts."""
 
+    kind: ClassVar[str] = "npm"
     package: str
     topology: LockedFile
     weights: LockedFile
@@ -37,13 +38,14 @@ class NpmSource:
         return (self.topology, self.weights, self.sample.file)
 
     def __str__(self) -> str:
-        return f"npm {self.package}"
+        return f"{self.kind} {self.package}"
 
 
 @dataclass(frozen=True)
 class HubSource:
     """A compressed SavedModel on TensorFlow Hub; no digest is published, so the first one seen is locked."""
 
+    kind: ClassVar[str] = "TF Hub"
     handle: str
 
     @property
@@ -56,7 +58,7 @@ class HubSource:
         return self.handle.partition("/")[2].rpartition("/")[0]
 
     def __str__(self) -> str:
-        return f"TF Hub {self.handle}"
+        return f"{self.kind} {self.handle}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ CATALOGUE: Final = (
         ),
     ),
     ModelEntry(
-        name="faster-rcnn-inception-resnet-v2",
+        name="faster-rcnn-inception",
         summary="Faster R-CNN on Inception ResNet V2, Open Images V4 classes: large, slow, the most exact",
         licence="Apache-2.0",
         classes=600,
