@@ -78,7 +78,7 @@ class StandInNsm:
 def main() -> None:
     start_logging()
     # Nobody waits for ten seconds.
-    server.HEAD_TIMEOUT_S = server.STALL_TIMEOUT_S = incoming.BODY_IDLE_TIMEOUT_S = 1.0  # type: ignore[misc]
+    server.HEAD_TIMEOUT_S = server.STALL_TIMEOUT_S = incoming.BODY_IDLE_TIMEOUT_S = 2.0  # type: ignore[misc]
     config = Config.load(Path("config.json"))
     nsm = StandInNsm()
 
