@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from necli.errors import AccessDenied, Conflict, NecliError, NotReady, ServiceFailed, UsageError
+from necli.errors import AccessDenied, Conflict, NecliError, ServiceFailed, UsageError
 
 _DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "NotAuthorized"}
 _SIGNED_OUT = {
@@ -136,12 +136,9 @@ class Account:
             return str(self.ssm.get_parameter(Name=name)["Parameter"]["Value"])
 
     def instance_type(self, name: str) -> InstanceType:
-        """:raises NotReady: the region doesn't offer it."""
-        with aws_errors(f"look up the instance type {name}"):
-            types = self.ec2.describe_instance_types(InstanceTypes=[name])["InstanceTypes"]
-        if not types:
-            raise NotReady(f"{self.region} doesn't offer {name}", hint="choose another with --instance-type")
-        found = types[0]
+        """:raises UsageError: the region doesn't offer it."""
+        with aws_errors(f"look up the instance type {name} in {self.region}"):
+            found = self.ec2.describe_instance_types(InstanceTypes=[name])["InstanceTypes"][0]
         architectures = found["ProcessorInfo"]["SupportedArchitectures"]
         return InstanceType(
             name=name,

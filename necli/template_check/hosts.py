@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from necli.template_check.finding import TemplateFinding
-from necli.template_check.template import Resource, Template
+from necli.template_check.template import Resource, Template, mapping, mappings
 
 _ENCLAVE_TOOLS = re.compile(r"nitro-enclaves|nitro-cli")
 # AWS: no burstable types, no bare metal, and more vCPUs than a small type has (4 on x86, 2 on Graviton).
@@ -36,7 +36,7 @@ class Host:
 
     @property
     def enclaves_enabled(self) -> bool:
-        return _true(_part(self.settings, "EnclaveOptions").get("Enabled"))
+        return _true(mapping(self.settings.get("EnclaveOptions")).get("Enabled"))
 
     @property
     def user_data(self) -> str:
@@ -64,9 +64,11 @@ def _hosts(template: Template, has_enclave_key: bool) -> list[Host]:
     for instance in template.of_type("AWS::EC2::Instance"):
         base: Mapping[str, Any] = {}
         for name in template.needs(instance.name) & launch_templates.keys():
-            base = _part(launch_templates.pop(name).properties, "LaunchTemplateData")
+            base = mapping(launch_templates.pop(name).properties.get("LaunchTemplateData"))
         hosts.append(Host(instance, {**base, **instance.properties}))
-    hosts += [Host(each, _part(each.properties, "LaunchTemplateData")) for each in launch_templates.values()]
+    hosts += [
+        Host(each, mapping(each.properties.get("LaunchTemplateData"))) for each in launch_templates.values()
+    ]
     with_enclaves = [h for h in hosts if h.enclaves_enabled or _ENCLAVE_TOOLS.search(h.user_data)]
     return with_enclaves or (hosts if has_enclave_key else [])
 
@@ -95,7 +97,7 @@ def _instance_type(host: Host) -> Iterator[TemplateFinding]:
 
 
 def _metadata_service(host: Host) -> Iterator[TemplateFinding]:
-    if _part(host.settings, "MetadataOptions").get("HttpTokens") != "required":
+    if mapping(host.settings.get("MetadataOptions")).get("HttpTokens") != "required":
         yield TemplateFinding(
             "imdsv1",
             host.name,
@@ -106,8 +108,8 @@ def _metadata_service(host: Host) -> Iterator[TemplateFinding]:
 
 
 def _volumes(host: Host) -> Iterator[TemplateFinding]:
-    mappings = host.settings.get("BlockDeviceMappings") or [{"Ebs": {}}]
-    if not all(_true(_part(each, "Ebs").get("Encrypted")) for each in mappings if "Ebs" in each):
+    devices = mappings(host.settings.get("BlockDeviceMappings")) or [{"Ebs": {}}]
+    if not all(_true(mapping(each["Ebs"]).get("Encrypted")) for each in devices if "Ebs" in each):
         yield TemplateFinding(
             "volume-not-encrypted",
             host.name,
@@ -118,7 +120,7 @@ def _volumes(host: Host) -> Iterator[TemplateFinding]:
 
 
 def _security_group(host: Host) -> Iterator[TemplateFinding]:
-    interfaces = host.settings.get("NetworkInterfaces") or []
+    interfaces = mappings(host.settings.get("NetworkInterfaces"))
     own = any(each.get("GroupSet") or each.get("Groups") for each in interfaces)
     if not (own or host.settings.get("SecurityGroupIds") or host.settings.get("SecurityGroups")):
         yield TemplateFinding(
@@ -143,7 +145,7 @@ def _image(host: Host) -> Iterator[TemplateFinding]:
 
 
 def _signal(host: Host) -> Iterator[TemplateFinding]:
-    waits = "ResourceSignal" in _part(host.resource.body, "CreationPolicy")
+    waits = "ResourceSignal" in mapping(host.resource.body.get("CreationPolicy"))
     if host.resource.type == "AWS::EC2::Instance" and host.user_data and not waits:
         yield TemplateFinding(
             "no-signal",
@@ -182,7 +184,7 @@ def _profile(template: Template, host: Host) -> Iterator[TemplateFinding]:
 
 def _literal_names(template: Template) -> Iterator[TemplateFinding]:
     for resource in template.of_type(*_NAMES):
-        name = _part(resource.body, "Properties").get(_NAMES[resource.type])
+        name = mapping(resource.body.get("Properties")).get(_NAMES[resource.type])
         if isinstance(name, str):
             yield TemplateFinding(
                 "literal-name",
@@ -191,11 +193,6 @@ def _literal_names(template: Template) -> Iterator[TemplateFinding]:
                 f"the name {name} is the same in every stack: a second one in this account fails",
                 f"leave {_NAMES[resource.type]} out, or build it from ${{AWS::StackName}}",
             )
-
-
-def _part(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    part = value.get(key)
-    return part if isinstance(part, Mapping) else {}
 
 
 def _true(value: object) -> bool:

@@ -16,7 +16,7 @@ from necli.errors import InputError
 from necli.keypolicy import Condition, KeyPolicy, Policy, RequestContext, Statement, evaluate
 from necli.keypolicy.conditions import wildcard_match
 from necli.template_check.finding import TemplateFinding
-from necli.template_check.template import ACCOUNT, Resource, Template
+from necli.template_check.template import ACCOUNT, Resource, Template, mapping, mappings
 
 _ATTESTED = re.compile(r"kms:RecipientAttestation:(?:PCR(\d+)|ImageSha384)", re.IGNORECASE)
 _ZERO, _ANOTHER = "0" * 96, "e" * 96
@@ -234,7 +234,7 @@ def _one_role(template: Template, key: EnclaveKey) -> Iterator[TemplateFinding]:
 
 
 def _policies_of(template: Template, role: Resource) -> Iterator[Policy]:
-    inline = [policy.get("PolicyDocument") for policy in role.properties.get("Policies") or []]
+    inline = [policy.get("PolicyDocument") for policy in mappings(role.properties.get("Policies"))]
     attached = [
         policy.properties.get("PolicyDocument")
         for policy in template.of_type("AWS::IAM::Policy", "AWS::IAM::RolePolicy", "AWS::IAM::ManagedPolicy")
@@ -242,7 +242,7 @@ def _policies_of(template: Template, role: Resource) -> Iterator[Policy]:
     ]
     for document in inline + attached:
         try:
-            yield Policy.from_json(document)
+            yield Policy.from_json(mapping(document))
         except InputError:
             continue  # CloudFormation refuses it by itself
 

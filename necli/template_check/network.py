@@ -9,7 +9,7 @@ from necli.errors import InputError
 from necli.keypolicy.conditions import wildcard_match
 from necli.keypolicy.document import Policy, Statement
 from necli.template_check.finding import TemplateFinding
-from necli.template_check.template import Resource, Template
+from necli.template_check.template import Resource, Template, mappings
 
 _DEPUTY_KEYS = ("aws:sourceaccount", "aws:sourcearn", "aws:sourceorgid")
 _LOG_KEYS = ("kms:encryptioncontext:aws:logs:arn", *_DEPUTY_KEYS)
@@ -65,7 +65,7 @@ def _flow_log_role(role: Resource) -> Iterator[TemplateFinding]:
             "anybody's flow log may use this role: the service asks for whoever names the role",
             "add conditions on aws:SourceAccount and aws:SourceArn to AssumeRolePolicyDocument",
         )
-    policies = [policy.get("PolicyDocument") for policy in role.properties.get("Policies") or []]
+    policies = [policy.get("PolicyDocument") for policy in mappings(role.properties.get("Policies"))]
     if trusting and any(map(_writes_any_log, (s for policy in policies for s in _statements(policy)))):
         yield TemplateFinding(
             "flow-log-role-too-wide",

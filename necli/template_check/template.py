@@ -89,12 +89,13 @@ class Template:
 
     @property
     def parameters(self) -> Mapping[str, Mapping[str, Any]]:
-        return self.document.get("Parameters") or {}
+        declared = mapping(self.document.get("Parameters"))
+        return {name: mapping(each) for name, each in declared.items()}
 
     @cached_property
     def resources(self) -> Mapping[str, Resource]:
         return {
-            str(name): Resource(str(name), body["Type"], _mapping(self.fill(body.get("Properties"))), body)
+            str(name): Resource(str(name), body["Type"], mapping(self.fill(body.get("Properties"))), body)
             for name, body in self.document["Resources"].items()
         }
 
@@ -157,14 +158,13 @@ class Template:
 
     def _parameter(self, name: str) -> Any:
         """Its default; else, for a name that promises an ARN, one that no other parameter has."""
-        declared = self.parameters[name]
-        default = declared.get("Default") if isinstance(declared, dict) else None
+        default = self.parameters[name].get("Default")
         if default in (None, "") and name.lower().endswith("arn"):
             return _ARNS["AWS::IAM::Role"].format(name)
         return f"({name})" if default is None else default
 
     def _attribute(self, name: str, attribute: str) -> str:
-        body = self.document["Resources"].get(name) or {}
+        body = mapping(self.document["Resources"].get(name))
         if attribute == "Arn" and body.get("Type") in _ARNS:
             return _ARNS[body["Type"]].format(name)
         return f"{name}.{attribute}"
@@ -182,8 +182,14 @@ class Template:
         return _VARIABLE.sub(value, text)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: Any) -> Mapping[str, Any]:
+    """`value`, or nothing where a template has something else than an object."""
     return value if isinstance(value, dict) else {}
+
+
+def mappings(value: Any) -> list[Mapping[str, Any]]:
+    """The objects of a list, or nothing."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _mentioned(value: Any) -> Iterator[str]:
