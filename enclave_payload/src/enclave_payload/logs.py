@@ -23,7 +23,7 @@ def start_logging() -> None:
     logging.getLogger("enclave_payload").setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.INFO)
     # The SDK logs every refusal of KMS as an exception; it's answered, and counted as an answer.
-    logging.getLogger("aws_encryption_sdk").disabled = True
+    logging.getLogger("aws_encryption_sdk").setLevel(logging.CRITICAL + 1)
     logging.raiseExceptions = False
 
 
