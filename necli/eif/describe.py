@@ -51,8 +51,9 @@ def describe(eif: EifImage) -> dict[str, Any]:
 
 
 def _certificate(certificate: SigningCertificate) -> dict[str, Any]:
+    issuer = {_NAMES.get(oid, oid): value for oid, value in certificate.issuer}
     return {
-        "IssuerName": dict(sorted((_NAMES.get(oid, oid), value) for oid, value in certificate.issuer)),
+        "IssuerName": dict(sorted(issuer.items())),
         "Algorithm": _NAMES.get(certificate.algorithm, certificate.algorithm),
         "NotBefore": _openssl_time(certificate.not_before),
         "NotAfter": _openssl_time(certificate.not_after),
