@@ -5,7 +5,7 @@ NAME/model.json         what it is, where it came from, and the digest of every 
 NAME/sample.jpg         a photo to try it on, where its source has one
 digests/NAME.json       the digest of a download, locked when it was first seen; outlives the model
 downloads/NAME.tar.gz  a download, until it is unpacked; with .part behind it, one under way
-.NAME.partial, .NAME.lock
+.NAME.partial-*, .NAME.lock
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any, Self
 
 from necli.errors import InputError, MeasurementMismatch, NotReady
 from necli.home import host_errors, make_private_folder, read_json, write_json_atomically
+from necli.models.catalogue import find_entry
 from necli.models.digest import FileDigest, FolderDigest, digest_folder
 from necli.progress import Progress
 
@@ -55,6 +57,11 @@ class InstalledModel:
     @property
     def size(self) -> int:
         return self.contents.size
+
+    @property
+    def reference(self) -> str:
+        """What `pull` takes to get it again."""
+        return self.name if find_entry(self.name) else self.source
 
     @property
     def sample(self) -> Path | None:
@@ -121,7 +128,7 @@ def verify_model(model: InstalledModel) -> None:
             )
             raise MeasurementMismatch(
                 f"the model {model.name} isn't what was pulled: {path} {state}",
-                hint=f"necli model pull {model.name} --force",
+                hint=f"necli model pull {model.reference} --force",
                 code="model_changed",
             )
 
@@ -147,10 +154,8 @@ class Slot:
 
     cache: Path
     name: str
-
-    @property
-    def staging(self) -> Path:
-        return self.cache / f".{self.name}.partial"
+    staging: Path
+    """An empty folder; whatever isn't installed from it goes away."""
 
     @property
     def download(self) -> Path:
@@ -183,14 +188,16 @@ class Slot:
 def model_slot(cache: Path, name: str, progress: Progress) -> Iterator[Slot]:
     """Hold a model's place, waiting for whoever has it; the kernel frees it with the process."""
     make_private_folder(cache)
-    slot = Slot(cache, name)
     with _locked(cache / f".{name}.lock", progress, f"waiting for another necli, which is pulling {name}"):
-        shutil.rmtree(slot.staging, ignore_errors=True)  # of one that was killed
-        make_private_folder(slot.staging)
+        for left in cache.glob(f".{name}.partial-*"):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with host_errors(f"can't make a folder in {cache}"):
+            # Never the same: a killed necli's converter may still be writing into its own.
+            staging = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=cache))
         try:
-            yield slot
+            yield Slot(cache, name, staging)
         finally:
-            shutil.rmtree(slot.staging, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager

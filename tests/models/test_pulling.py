@@ -319,7 +319,7 @@ def test_a_damaged_record_is_told_and_a_pull_mends_it(cache: Path, entry: ModelE
 
 
 def test_what_a_killed_pull_left_is_swept_away(cache: Path, entry: ModelEntry) -> None:
-    half = cache / ".hub-detector.partial" / "saved_model"
+    half = cache / ".hub-detector.partial-x" / "saved_model"
     half.mkdir(parents=True)
     (half / "saved_model.pb").write_bytes(b"half")
     assert installed_models(cache) == []
