@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,16 +81,18 @@ class LocalBackend(Backend):
         self.region = region
 
     def ensure_services(self, progress: Progress) -> None:
-        with progress.step("Local KMS") as step:
-            endpoint = self._ensure_kms()
-            step.note(endpoint.url)
-        with progress.step("Proxy") as step:
-            self._ensure_proxy(endpoint)
-            step.note(f"allows {self._kms_host}:{_ENDPOINT_PORT} only")
+        with self._services_lock():
+            with progress.step("Local KMS") as step:
+                endpoint = self._ensure_kms()
+                step.note(endpoint.url)
+            with progress.step("Proxy") as step:
+                self._ensure_proxy(endpoint)
+                step.note(f"allows {self._kms_host}:{_ENDPOINT_PORT} only")
 
     def stop_services(self) -> None:
-        self.stop_proxy()
-        self._kms.stop()
+        with self._services_lock():
+            self._proxy.stop()
+            self._kms.stop()
 
     def stop_proxy(self) -> None:
         self._proxy.stop()
@@ -239,6 +242,13 @@ class LocalBackend(Backend):
 
         return ensure_identities(self.home)
 
+    @contextmanager
+    def _services_lock(self) -> Iterator[None]:
+        """One command at a time starts or stops services; another waits for it and finds its work done."""
+        with open(make_private_folder(self.home.state) / "services.lock", "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _ensure_kms(self) -> KmsEndpoint:
         from necli.local.identities import write_aws_files
 
@@ -301,8 +311,9 @@ class LocalBackend(Backend):
 
     @staticmethod
     def _restart_if_changed(daemon: Daemon) -> None:
-        """Another region or port, or another necli, needs another process."""
-        if daemon.running_argv not in (None, list(daemon.argv)):
+        """Another region or port needs another process."""
+        running = daemon.running_argv
+        if running and running[1:] != list(daemon.argv[1:]):
             daemon.stop()
 
     def _proxy_status(self) -> dict[str, Any]:

@@ -37,12 +37,10 @@ from necli.local.nsm import SimulatedNsm, serve_nsm
 from necli.local.pki import LocalPki
 from necli.measurements import ZERO, extend_from_zero
 from necli.sockets import UnixAddress
-from necli.transport import enclave_client
 
 INSTANCE_ID = "i-05111a7ed00000000"
 MIB = 1 << 20
 _WATCH_S = 0.1
-_TERM_GRACE_S = 3
 _NEARLY_ALL = 0.9
 """Of its memory in use when it died: then that is the likely cause."""
 _MEMORY_LIMIT = "its data by the kernel (RLIMIT_DATA), its resident memory by the hypervisor"
@@ -198,7 +196,7 @@ def attested_pcrs(info: EnclaveInfo, parent_arn: str) -> dict[int, bytes]:
 
 @contextmanager
 def running(settings: Settings, record: Record, module: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The payload's process; killed at the end if it doesn't go by itself."""
+    """The payload's process, killed at the end."""
     process, report = start(settings, module)
     try:
         if not report:
@@ -209,10 +207,8 @@ def running(settings: Settings, record: Record, module: str) -> Iterator[subproc
         record.update(process_id=process.pid, network_isolated=refusal is None, memory_limit=_MEMORY_LIMIT)
         yield process
     finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(_TERM_GRACE_S)
-        with suppress(ProcessLookupError):  # what it left of its process group
+        # As on Nitro, without a warning; and whatever it started, too.
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
@@ -278,6 +274,8 @@ def is_ready(settings: Settings) -> bool:
 
     :raises ServiceFailed: it says that it never will.
     """
+    from necli.transport import enclave_client  # takes a while to import, while the payload boots
+
     with enclave_client(settings.enclave.address, name=settings.enclave.name) as client:
         try:
             answer = client.get("/health", timeout=1)
