@@ -138,23 +138,21 @@ class Saving:
 
 def show_detection(screen: Terminal, found: Detection, *, saved: Path | None) -> None:
     count = len(found.objects)
-    title = f"{found.file}: {count} object{'' if count == 1 else 's'}"
+    title = f"{Path(found.file).name}: {count} object{'' if count == 1 else 's'}"
     if found.objects:
         rows = [(each.name, each.score, *each.box) for each in found.objects]
         boxes = ("top", "left", "bottom", "right")
         screen.table(title, ("object", "score", *boxes), rows, right=("score", *boxes))
     else:
         screen.say(title)
-    total = found.timings_ms.get("total")
-    took = f", {total:.0f} ms in the enclave" if total is not None else ""
-    screen.say(f"receipt verified: the measured image gave this answer{took}", style="green")
+    screen.verified("receipt verified: the measured image gave this answer")
     if found.photo is not None:
         screen.say(
-            f"plaintext seen on this machine by necli detect: {found.file}; "
-            "use necli encrypt on the data owner's machine"
+            "  plaintext seen on this machine by necli detect;\n"
+            "  use necli encrypt on the data owner's machine"
         )
     if saved:
-        screen.say(f"annotated photo: {saved}")
+        screen.say(f"  annotated photo: {saved}")
 
 
 def _pairs(context: Sequence[str] | None) -> Mapping[str, str]:

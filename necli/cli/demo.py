@@ -10,7 +10,7 @@ import typer
 from necli.cli.common import JsonOption, terminal, workload_of
 from necli.cli.data import MESSAGE_SUFFIX, show_detection
 from necli.cli.lifecycle import ModelOption
-from necli.cli.prove import EXIT_CODES, show_proof
+from necli.cli.prove import EXIT_CODES, show_attempts
 
 if TYPE_CHECKING:
     from necli.workflows.detect import Detection
@@ -40,7 +40,7 @@ def demo(
     from necli.workflows.demo import sample_photo
     from necli.workflows.detect import read_input
     from necli.workflows.operate import bring_up
-    from necli.workflows.prove import prove
+    from necli.workflows.workload import ENCLAVE
 
     screen, workload = terminal(ctx), workload_of(ctx)
     if image:
@@ -54,12 +54,11 @@ def demo(
     found, saved = _encrypt_and_detect(workload, photo, min_score)
     show_detection(screen, found, saved=saved)
     screen.heading("3  The parent instance tries to read it")
-    proof = prove(workload)
-    show_proof(screen, proof)
+    proof = show_attempts(screen, workload, ENCLAVE)
     if screen.json:
         screen.print_json({"detection": found.to_json(), "annotated": str(saved), "proof": proof.to_json()})
     else:
-        screen.say("the enclave keeps running: try necli detect, necli status; necli down stops it")
+        screen.say("\nThe enclave keeps running. Next: necli detect, necli status, necli down.")
     raise typer.Exit(EXIT_CODES[proof.verdict])
 
 

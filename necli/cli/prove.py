@@ -12,10 +12,16 @@ from necli.cli.data import EnclaveOption
 if TYPE_CHECKING:
     from necli.cli.render import Terminal
     from necli.workflows.prove import Proof
+    from necli.workflows.workload import Workload
 
 app = typer.Typer()
 
 EXIT_CODES = {"PASS": 0, "FAIL": 10, "INCONCLUSIVE": 11}
+_MEANING = {
+    "PASS": "the enclave can decrypt, the parent instance can't",
+    "FAIL": "the parent instance can read the data: look at necli policy show",
+    "INCONCLUSIVE": "nothing is proven: something else than the key policy was in the way",
+}
 
 
 @app.command()
@@ -25,32 +31,25 @@ def prove(ctx: typer.Context, enclave: EnclaveOption = "necli", json: JsonOption
     It tries to, with its own credentials, while the enclave decrypts the same data key. Exit code 0: KMS
     refused the parent. 10: it could decrypt. 11: inconclusive, for example because KMS didn't answer.
     """
-    from necli.workflows.prove import prove as try_to_decrypt
-
     screen, workload = terminal(ctx), workload_of(ctx)
-    with screen.progress.step("Attempts"):
-        proof = try_to_decrypt(workload, enclave)
+    proof = show_attempts(screen, workload, enclave)
     if screen.json:
         screen.print_json(proof.to_json())
-    else:
-        show_proof(screen, proof)
     if workload.backend.simulated:
         screen.banner()
     raise typer.Exit(EXIT_CODES[proof.verdict])
 
 
-def show_proof(screen: Terminal, proof: Proof) -> None:
-    for case in proof.cases:
-        passed = case.verdict == "PASS"
-        screen.finding(
-            {"PASS": "ok", "FAIL": "failed"}.get(case.verdict, "warning"),
-            case.name,
-            case.observed,
-            None if passed else f"expected: {case.expected}",
-        )
-    meaning = {
-        "PASS": "the enclave can decrypt, the parent instance can't",
-        "FAIL": "the parent instance can read the data: look at necli policy show",
-        "INCONCLUSIVE": "nothing is proven: an attempt failed for another reason than the key policy",
-    }
-    screen.verdict(proof.verdict, meaning[proof.verdict])
+def show_attempts(screen: Terminal, workload: Workload, enclave: str) -> Proof:
+    """Make the attempts, and show each as soon as it was made."""
+    from necli.workflows.prove import Proof, attempts
+
+    cases = []
+    for case in attempts(workload, enclave):
+        cases.append(case)
+        level = {"PASS": "ok", "FAIL": "failed"}.get(case.verdict, "warning")
+        unexpected = None if case.verdict == "PASS" else f"expected: {case.expected}"
+        screen.finding(level, case.name, case.observed, unexpected)
+    proof = Proof(cases)
+    screen.verdict(proof.verdict, _MEANING[proof.verdict])
+    return proof

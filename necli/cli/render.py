@@ -33,9 +33,9 @@ from necli.progress import Progress, Step
 
 _TITLE_WIDTH = 14
 _CHECK_WIDTH = 16
-SIMULATED = (
-    "SIMULATED  The local target runs the real code, but gives no isolation from this machine.",
-    "Use it to learn and to test, never for data that must stay secret.",
+_NO_ISOLATION = (
+    "the local target gives no isolation from this machine:",
+    "for learning and testing, never for data that must stay secret",
 )
 _STYLES = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow", "ok": "green", "failed": "bold red"}
 
@@ -67,11 +67,9 @@ class Terminal:
 
     def banner(self) -> None:
         """Say that nothing here protects the enclave from the host."""
-        first, *others = SIMULATED
-        word, _, rest = first.partition("  ")
-        self._people.print(Text.assemble((f" {word} ", "bold black on yellow"), "  ", rest), soft_wrap=True)
-        for line in others:
-            self._people.print(Text(" " * (len(word) + 4) + line), soft_wrap=True)
+        first, second = _NO_ISOLATION
+        self._people.print(Text.assemble((" SIMULATED ", "bold black on yellow"), " ", first), soft_wrap=True)
+        self._people.print(Text(f"{'':12}{second}"), soft_wrap=True)
 
     def table(
         self,
@@ -87,15 +85,19 @@ class Terminal:
                 Column(name, justify="right" if name in right else "left", overflow="fold")
                 for name in columns
             ),
-            title=Text(title, style="bold") if title else None,
-            title_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
             header_style="bold",
         )
         for row in rows:
             table.add_row(*(_cell(value) for value in row))
+        if title:
+            self.say(title, style="bold")
         self._people.print(table)
+
+    def verified(self, text: str) -> None:
+        """Something that was proven."""
+        self._people.print(Text.assemble(("✓ ", "green"), _printable(text)), soft_wrap=True)
 
     def facts(self, facts: Mapping[str, object]) -> None:
         """Names and values, one a line; a long value isn't broken, so that it can be copied."""

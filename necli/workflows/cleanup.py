@@ -39,7 +39,7 @@ def clean_up(workload: Workload, *, models: bool) -> None:
 
 def _destroy(workload: Workload, key: Key) -> str:
     try:
-        client = workload.backend.kms("administrator")
+        client = workload.kms("administrator")
         if kms.find_key(client, key.arn):
             kms.schedule_deletion(client, key.arn, days=DELETION_DAYS)
     except NecliError as exc:

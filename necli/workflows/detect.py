@@ -190,7 +190,7 @@ def encrypt_image(workload: Workload, image: bytes, file: Path, context: Mapping
         raise InputError(f"{file} is encrypted already", hint="run necli detect on it", code="not_an_image")
     sealed = seal(
         image,
-        kms=workload.backend.kms("owner"),
+        kms=workload.kms("owner"),
         key_arn=workload.key().arn,
         context={**required_context(workload), **context},
     )
@@ -212,7 +212,7 @@ def explain_denial(workload: Workload, enclave: EnclaveInfo, aws_message: str) -
             code="debug_mode",
         )
     key_arn = workload.key().arn
-    policy = kms.read_policy(workload.backend.kms("administrator"), key_arn)
+    policy = kms.read_policy(workload.kms("administrator"), key_arn)
     if not workload.policy_allows(policy, enclave.measurements, key_arn):
         return AccessDenied(
             f"KMS refused the data key: the key policy isn't bound to the measurements of {enclave.name}",

@@ -145,7 +145,7 @@ def _kms(workload: Workload, check: str) -> Finding:
     key = workload.state.key
     if key is None:
         return Finding(check, "ok", "no key yet")
-    if kms.find_key(workload.backend.kms("owner"), key.arn) is None:
+    if kms.find_key(workload.kms("owner"), key.arn) is None:
         return Finding(check, "failed", f"the key {key.arn} is gone", "necli setup, then necli build")
     return Finding(check, "ok", f"answers; {key.alias} is enabled")
 
@@ -156,7 +156,7 @@ def _clock(workload: Workload, check: str) -> Finding:
     from email.utils import parsedate_to_datetime
 
     with kms.kms_errors("ask KMS for the time"):
-        answer = workload.backend.kms("parent").list_aliases(Limit=1)
+        answer = workload.kms("parent").list_aliases(Limit=1)
     sent = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
     if sent is None:
         return Finding(check, "warning", "KMS doesn't tell the time")
@@ -182,7 +182,7 @@ def _policy(workload: Workload, check: str) -> Finding:
     state = workload.state
     if state.key is None or state.build is None:
         return Finding(check, "ok", "nothing to bind yet")
-    policy = kms.read_policy(workload.backend.kms("administrator"), state.key.arn)
+    policy = kms.read_policy(workload.kms("administrator"), state.key.arn)
     if workload.policy_allows(policy, state.build.measurements, state.key.arn):
         return Finding(check, "ok", "bound to the built image")
     return Finding(check, "failed", "not bound to the built image", "necli policy update")

@@ -13,7 +13,7 @@ from necli.workflows.workload import Workload
 
 
 def show_policy(workload: Workload) -> KeyPolicy:
-    return kms.read_policy(workload.backend.kms("administrator"), workload.key().arn)
+    return kms.read_policy(workload.kms("administrator"), workload.key().arn)
 
 
 def plan_policy(workload: Workload) -> PolicyChange:
@@ -32,7 +32,7 @@ def apply_policy(workload: Workload, change: PolicyChange) -> Path | None:
     """
     if change.unchanged:
         return None
-    client, key_arn = workload.backend.kms("administrator"), workload.key().arn
+    client, key_arn = workload.kms("administrator"), workload.key().arn
     check_lock_out(change.after, workload.backend.administrator_arn, key_arn=key_arn)
     backup = _back_up(workload, change.before, key_arn)
     _expect(kms.read_policy(client, key_arn), change.before, "since it was read")

@@ -7,9 +7,10 @@ under the same policy in the same run. Anything else (a typo, a dead KMS) proves
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from necli import kms
@@ -55,31 +56,25 @@ class Proof:
         return {"verdict": self.verdict.value, "cases": cases}
 
 
-def prove(workload: Workload, name: str = ENCLAVE) -> Proof:
+def attempts(workload: Workload, name: str = ENCLAVE) -> Iterator[Case]:
     """One data key, made now: the enclave opens it, and the parent must not.
 
     1. The enclave decrypts it: the key is good and the policy is in force (the positive control).
     2. The parent asks KMS to decrypt it.
     3. The parent asks KMS to re-encrypt it under another key, which it could use: the way around.
     """
-    sealed: list[SealedMessage] = []
 
-    def make_data_key() -> SealedMessage:
-        if not sealed:
-            sealed.append(_seal_picture(workload))
-        return sealed[0]
+    @cache
+    def sealed() -> SealedMessage:
+        return _seal_picture(workload)
 
-    return Proof(
-        [
-            _control(lambda: EnclaveSession(workload, name).detect_message(make_data_key().message)),
-            _attempt("parent Decrypt", lambda: _decrypt(workload, make_data_key().data_key)),
-            _attempt("parent ReEncrypt", lambda: _reencrypt(workload, make_data_key().data_key)),
-        ]
-    )
+    yield _control(lambda: EnclaveSession(workload, name).detect_message(sealed().message))
+    yield _attempt("parent Decrypt", lambda: _decrypt(workload, sealed().data_key))
+    yield _attempt("parent ReEncrypt", lambda: _reencrypt(workload, sealed().data_key))
 
 
 def _control(decrypt: Callable[[], None]) -> Case:
-    name, expected = "enclave decrypts", "decrypts"
+    name, expected = "enclave Decrypt", "plaintext"
     try:
         decrypt()
     except NecliError as exc:
@@ -92,7 +87,7 @@ def _attempt(name: str, attack: Callable[[], None]) -> Case:
         attack()
     except NecliError as exc:
         verdict = Verdict.PASS if exc.code == REFUSED else Verdict.INCONCLUSIVE
-        return Case(name, REFUSED, REFUSED if exc.code == REFUSED else _described(exc), verdict)
+        return Case(name, REFUSED, REFUSED if verdict == Verdict.PASS else _described(exc), verdict)
     return Case(name, REFUSED, "the parent got the data key", Verdict.FAIL)
 
 
@@ -107,7 +102,7 @@ def _seal_picture(workload: Workload) -> SealedMessage:
     Image.new("RGB", (64, 64), "white").save(picture, "PNG")
     return seal(
         picture.getvalue(),
-        kms=workload.backend.kms("owner"),
+        kms=workload.kms("owner"),
         key_arn=workload.key().arn,
         context=required_context(workload),
     )
@@ -115,7 +110,7 @@ def _seal_picture(workload: Workload) -> SealedMessage:
 
 def _decrypt(workload: Workload, data_key: WrappedKey) -> None:
     with kms.kms_errors("decrypt the data key as the parent"):
-        workload.backend.kms("parent").decrypt(
+        workload.kms("parent").decrypt(
             KeyId=data_key.key_arn,
             CiphertextBlob=data_key.ciphertext,
             EncryptionContext=dict(data_key.encryption_context),
@@ -125,7 +120,7 @@ def _decrypt(workload: Workload, data_key: WrappedKey) -> None:
 def _reencrypt(workload: Workload, data_key: WrappedKey) -> None:
     destination = _key_of_the_parents_own(workload)
     with kms.kms_errors("re-encrypt the data key as the parent"):
-        workload.backend.kms("parent").re_encrypt(
+        workload.kms("parent").re_encrypt(
             CiphertextBlob=data_key.ciphertext,
             SourceKeyId=data_key.key_arn,
             SourceEncryptionContext=dict(data_key.encryption_context),
@@ -138,14 +133,14 @@ def _key_of_the_parents_own(workload: Workload) -> str:
 
     That the parent can encrypt under it shows that a refusal is about our key, not about this one.
     """
-    administrator = workload.backend.kms("administrator")
+    administrator = workload.kms("administrator")
     arn = kms.find_key(administrator, DESTINATION_ALIAS)
     if arn is None:
         policy = _open_policy(workload)
         arn = kms.create_key(administrator, policy, "necli prove: where an attacker would move a data key")
         kms.point_alias(administrator, DESTINATION_ALIAS, arn)
     with kms.kms_errors("encrypt under a key of the parent's own"):
-        workload.backend.kms("parent").encrypt(KeyId=arn, Plaintext=b"necli prove")
+        workload.kms("parent").encrypt(KeyId=arn, Plaintext=b"necli prove")
     return arn
 
 

@@ -12,7 +12,7 @@ def set_up(workload: Workload) -> Key:
     """Services running and a key with its alias; nothing is made that exists already."""
     workload.backend.ensure_services(workload.progress)
     with workload.progress.step("Key") as step:
-        client = workload.backend.kms("administrator")
+        client = workload.kms("administrator")
         arn = _known_key(workload, client)
         step.note(f"{ALIAS} exists" if arn else f"{ALIAS} made; its policy lets nobody decrypt yet")
         if arn is None:

@@ -65,7 +65,7 @@ def _policy(workload: Workload, key: Key | None, build: Build | None) -> str:
     if key is None or build is None:
         return "not bound"
     try:
-        policy = kms.read_policy(workload.backend.kms("administrator"), key.arn)
+        policy = kms.read_policy(workload.kms("administrator"), key.arn)
     except NecliError as exc:
         return f"unknown: {exc.message}"
     return "bound" if workload.policy_allows(policy, build.measurements, key.arn) else "not bound"

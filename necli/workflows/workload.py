@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from necli.backends import Backend, EnclaveInfo
+from necli.backends import Backend, EnclaveInfo, Identity
 from necli.errors import MeasurementMismatch, NotReady
 from necli.home import Home
 from necli.keypolicy import KeyPolicy, RequestContext, caller_arns, evaluate
@@ -26,6 +27,16 @@ class Workload:
     target: str
     backend: Backend
     progress: Progress
+    _clients: dict[Identity, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def kms(self, identity: Identity) -> Any:
+        """The backend's client; one an identity, for it takes a tenth of a second to make.
+
+        :raises ServiceFailed: KMS isn't running.
+        """
+        if identity not in self._clients:
+            self._clients[identity] = self.backend.kms(identity)
+        return self._clients[identity]
 
     @property
     def state(self) -> State:

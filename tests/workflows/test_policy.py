@@ -15,7 +15,7 @@ from necli.workflows.workload import Workload
 
 
 def put(workload: Workload, policy: KeyPolicy, *, bypass: bool = False) -> None:
-    workload.backend.kms("administrator").put_key_policy(
+    workload.kms("administrator").put_key_policy(
         KeyId=workload.key().arn,
         PolicyName="default",
         Policy=policy.to_text(),
@@ -117,4 +117,4 @@ def test_nothing_built_names_the_command_that_helps(workload: Workload) -> None:
 def test_the_parent_may_not_read_or_write_the_policy_as_administrator_does(workload: Workload) -> None:
     policy = show_policy(workload)
     with pytest.raises(AccessDenied, match="AccessDeniedException"):
-        kms.write_policy(workload.backend.kms("parent"), workload.key().arn, policy)
+        kms.write_policy(workload.kms("parent"), workload.key().arn, policy)

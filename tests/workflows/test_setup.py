@@ -9,7 +9,7 @@ from necli.workflows.workload import ALIAS, Workload
 
 
 def keys(workload: Workload) -> set[str]:
-    return {key["KeyArn"] for key in workload.backend.kms("administrator").list_keys()["Keys"]}
+    return {key["KeyArn"] for key in workload.kms("administrator").list_keys()["Keys"]}
 
 
 def test_setting_up_again_makes_nothing_new(workload: Workload) -> None:
@@ -26,7 +26,7 @@ def test_a_lost_state_file_costs_nothing(workload: Workload) -> None:
 
 
 def test_a_setup_that_was_cut_off_before_the_alias_goes_on_with_the_same_key(workload: Workload) -> None:
-    administrator, key = workload.backend.kms("administrator"), workload.key()
+    administrator, key = workload.kms("administrator"), workload.key()
     administrator.delete_alias(AliasName=ALIAS)
     assert set_up(workload) == key
     assert kms.find_key(administrator, ALIAS) == key.arn
@@ -34,7 +34,7 @@ def test_a_setup_that_was_cut_off_before_the_alias_goes_on_with_the_same_key(wor
 
 
 def test_a_key_that_is_about_to_be_deleted_is_replaced_and_the_alias_moves(workload: Workload) -> None:
-    administrator, old = workload.backend.kms("administrator"), workload.key()
+    administrator, old = workload.kms("administrator"), workload.key()
     kms.schedule_deletion(administrator, old.arn, days=7)
     new = set_up(workload)
     assert new.arn != old.arn
