@@ -1,4 +1,4 @@
-"""The contract of a target, on the local one: services that outlive anything, KMS as each identity, enclaves."""
+"""The contract of a target, on the local one: services, KMS as each identity, enclaves."""
 
 from __future__ import annotations
 
