@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import botocore.exceptions
 import pytest
 from aws_encryption_sdk import CommitmentPolicy, EncryptionSDKClient
 from aws_encryption_sdk.exceptions import DecryptKeyError
+from aws_encryption_sdk.identifiers import Algorithm
 from aws_encryption_sdk.key_providers.kms import KMSMasterKey
 
 from enclave_payload.config import ConfigError, KmsConfig, UnixAddress, VsockAddress
@@ -471,6 +473,20 @@ class TestKmsTool:
             *("--ciphertext", base64.b64encode(b"wrapped").decode()),
             *("--key-id", KEY_ARN, "--encryption-algorithm", "SYMMETRIC_DEFAULT"),
         ]
+
+    def test_the_encryption_sdk_decrypts_through_it(self, config: KmsConfig, client: Any) -> None:
+        made = {"KeyId": KEY_ARN, "Plaintext": DATA_KEY, "CiphertextBlob": b"wrapped"}
+        client.meta.events.register(
+            "before-call.kms.GenerateDataKey", lambda **_: (SimpleNamespace(status_code=200), made)
+        )
+        self.install(config, f"echo 'PLAINTEXT: {base64.b64encode(DATA_KEY).decode()}'")
+        sdk = EncryptionSDKClient(commitment_policy=CommitmentPolicy.REQUIRE_ENCRYPT_REQUIRE_DECRYPT)
+        key = KMSMasterKey(key_id=KEY_ARN, client=client)
+        # The SDK's default algorithm signs, and puts the signer's key into the encryption context.
+        algorithm = Algorithm.AES_256_GCM_HKDF_SHA512_COMMIT_KEY
+        message, _ = sdk.encrypt(source=b"a photo", key_provider=key, algorithm=algorithm)
+        with credentials(WHO):
+            assert sdk.decrypt(source=message, key_provider=key)[0] == b"a photo"
 
     def test_a_message_with_an_encryption_context_is_refused(self, config: KmsConfig, client: Any) -> None:
         self.install(config, "echo 'PLAINTEXT: AAAA'")
