@@ -44,8 +44,10 @@ def load_cbor(data: bytes) -> Any:
 
 def _read_value(file: io.BytesIO, depth: int = 0) -> Any:
     # Arrays and maps are taken apart here and cbor2 reads what is in them, because its version 5 lets the
-    # last of two equal keys win without a word.
+    # last of two equal keys win without a word, and makes a value of a stray break.
     start = file.tell()
+    if _at_break(file):
+        raise ValueError("a break where a value should be")
     kind, info = divmod(int.from_bytes(file.read(1)), 32)
     if kind not in (_ARRAY, _MAP):
         file.seek(start)
