@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import httpx
 
     from necli.attestation import TrustedRoot
+    from necli.nitro.nitro_cli import Signing
 
 Identity = Literal["administrator", "parent", "owner"]
 """Who talks to KMS: the key's administrator, the parent instance's role, the data's owner."""
@@ -53,6 +54,11 @@ class BuildSpec:
     limits: Mapping[str, int] = field(default_factory=dict)
     """Overrides of the payload's default limits, by the names of its configuration."""
     arch: Literal["x86_64", "aarch64"] = "x86_64"
+    base_image: str | None = None
+    """The Docker image that brings Python 3.11, by digest; the local target has no use for one."""
+    signing: Signing | None = None
+    fresh: bool = False
+    """Take nothing from a cache: whether two builds measure the same is the question."""
 
 
 @dataclass(frozen=True)
