@@ -98,8 +98,7 @@ class Daemon:
         :raises Conflict: another necli is starting it, and takes too long.
         :raises ServiceFailed: it ended, or wasn't ready in time; the message ends with its log.
         """
-        make_private_folder(self.folder)
-        with open(self.folder / f"{self.name}.lock", "ab") as lock:
+        with open_lock(self.folder / f"{self.name}.lock") as lock:
             started = self._acquire(lock)
             if started:
                 self._spawn(lock)
@@ -205,6 +204,13 @@ class Daemon:
     def _failed(self, what: str) -> ServiceFailed:
         tail = "".join(f"\n  {line}" for line in self.log_tail())
         return ServiceFailed(f"{self.name} {what}{tail}", hint=f"its log is {self.log}")
+
+
+def open_lock(path: Path) -> IO[bytes]:
+    """A file to take an flock on; the kernel drops that with the last process that has it open."""
+    make_private_folder(path.parent)
+    with host_errors(f"can't open {path}"):
+        return path.open("ab")
 
 
 def _poll(condition: Callable[[], bool], timeout: float) -> bool:

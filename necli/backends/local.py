@@ -24,7 +24,7 @@ from necli.backends import (
 )
 from necli.errors import Conflict, NotReady, ServiceFailed, UsageError
 from necli.home import Home, host_errors, make_private_folder, read_json, write_json_atomically
-from necli.process import Daemon
+from necli.process import Daemon, open_lock
 from necli.progress import Progress
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class LocalBackend(Backend):
     @contextmanager
     def _services_lock(self) -> Iterator[None]:
         """One command at a time starts or stops services; another waits for it and finds its work done."""
-        with open(make_private_folder(self.home.state) / "services.lock", "ab") as lock:
+        with open_lock(self.home.state / "services.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -280,7 +280,7 @@ class LocalBackend(Backend):
             return False
 
     def _ensure_proxy(self, endpoint: KmsEndpoint) -> None:
-        from necli.local.image import PROXY
+        from necli.local.enclave import PROXY
         from necli.local.proxy import write_allow_list
         from necli.sockets import UnixAddress
 

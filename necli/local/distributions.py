@@ -59,19 +59,17 @@ def required_by(pyproject: Path) -> list[Distribution]:
     installed = installed_distributions()
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     waiting = [Requirement(text) for text in project["dependencies"]]
-    seen: dict[tuple[str, str], Distribution] = {}
+    found: dict[str, Distribution] = {}
+    seen: set[tuple[str, str]] = set()
     while waiting:
         requirement = waiting.pop()
-        for extra in ("", *sorted(requirement.extras)):
-            key = (_canonical(requirement.name), extra)
-            if key in seen:
-                continue
-            seen[key] = _installed(installed, key[0])
-            for text in seen[key].requires or ():
-                dependency = Requirement(text)
-                if dependency.marker is None or dependency.marker.evaluate({"extra": extra}):
-                    waiting.append(dependency)
-    return sorted({id(d): d for d in seen.values()}.values(), key=lambda d: _canonical(d.metadata["Name"]))
+        name = _canonical(requirement.name)
+        found[name] = _installed(installed, name)
+        for extra in {"", *requirement.extras} - {extra for other, extra in seen if other == name}:
+            seen.add((name, extra))
+            needs = [Requirement(text) for text in found[name].requires or ()]
+            waiting += [need for need in needs if not need.marker or need.marker.evaluate({"extra": extra})]
+    return [found[name] for name in sorted(found)]
 
 
 def installed_distributions() -> dict[str, Distribution]:

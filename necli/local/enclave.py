@@ -22,10 +22,17 @@ from typing import Any
 import necli.errors
 from necli.backends import EnclaveInfo
 from necli.errors import Conflict, InputError, NecliError, ServiceFailed, UsageError
-from necli.home import Home, host_errors, make_private_folder, read_json, write_json_atomically
-from necli.local.image import LISTEN
-from necli.process import Daemon
+from necli.home import Home, host_errors, read_json, write_json_atomically
+from necli.process import Daemon, open_lock
 from necli.sockets import UnixAddress
+
+# In the enclave's root folder, where the payload finds them.
+LISTEN = "vsock/5005.sock"
+"""Its own port 5005."""
+PROXY = "vsock/3-8000.sock"
+"""Port 8000 of CID 3, the parent."""
+NSM = "nsm.sock"
+HOME = "home"
 
 _FIRST_CID = 16
 """Nitro gives enclaves 16 and up; 3 is the parent."""
@@ -110,8 +117,7 @@ class LocalEnclave:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """:raises Conflict: another command runs or stops this enclave."""
-        make_private_folder(self.folder)
-        with open(self.folder / "lock", "ab") as file:
+        with open_lock(self.folder / "lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -138,7 +144,7 @@ def all_enclaves(home: Home) -> list[LocalEnclave]:
 @contextmanager
 def new_cid(home: Home) -> Iterator[int]:
     """A CID that no enclave has; the caller's must be in its state file before this ends."""
-    with open(make_private_folder(home.enclaves) / "cids.lock", "ab") as lock:
+    with open_lock(home.enclaves / "cids.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         infos: list[Any] = [enclave.info() for enclave in all_enclaves(home)]
         taken = {info.cid for info in infos if info and info.state != "TERMINATED"}

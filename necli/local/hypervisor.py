@@ -30,9 +30,9 @@ from necli.errors import InputError, NecliError, ServiceFailed, UsageError
 from necli.home import Home, host_errors
 from necli.local import boot
 from necli.local.distributions import MeasuredDistribution, link_site
-from necli.local.enclave import LocalEnclave, new_cid
+from necli.local.enclave import HOME, NSM, PROXY, LocalEnclave, new_cid
 from necli.local.identities import ensure_identities
-from necli.local.image import HOME, NSM, PROXY, LocalImage
+from necli.local.image import LocalImage
 from necli.local.nsm import SimulatedNsm, serve_nsm
 from necli.local.pki import LocalPki
 from necli.measurements import ZERO, extend_from_zero

@@ -31,14 +31,8 @@ from necli.errors import InputError, MeasurementMismatch
 from necli.home import host_errors, make_private_folder
 from necli.local import boot
 from necli.local.distributions import MeasuredDistribution, find_drift, required_by
+from necli.local.enclave import LISTEN, NSM, PROXY
 
-PORT = 5005
-PROXY_PORT = 8000
-LISTEN = f"vsock/{PORT}.sock"
-PROXY = f"vsock/3-{PROXY_PORT}.sock"
-"""Where the enclave finds port 8000 of CID 3, the parent."""
-NSM = "nsm.sock"
-HOME = "home"
 _CMDLINE = "init=enclave_payload"
 _MAX_KERNEL_BYTES = 1 << 16
 
