@@ -46,9 +46,9 @@ def encrypt(
     from necli.workflows.detect import encrypt_image, read_input
 
     screen, workload = terminal(ctx), workload_of(ctx)
-    target = output or image.with_name(image.name + MESSAGE_SUFFIX)
     with screen.progress.step("Encrypt") as step:
         message = encrypt_image(workload, read_input(image), image, _pairs(context))
+        target = output or image.with_name(image.name + MESSAGE_SUFFIX)
         write_atomically(target, message, mode=0o644)
         step.note(f"{len(message):,} bytes, AES-256-GCM with key commitment")
     if screen.json:
@@ -89,8 +89,8 @@ def detect(
     for file in files:
         try:
             found = session.detect(file, min_score=min_score, context=pairs)
-            results.append(found.to_json())
             show_detection(screen, found, saved=saving.save(found))
+            results.append(found.to_json())
         except NecliError as exc:
             failure = failure or exc
             results.append({"file": str(file), "error": screen.error_of_one(file, exc)})

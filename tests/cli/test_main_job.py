@@ -134,10 +134,13 @@ def test_prove_passes_with_three_cases(running: Necli) -> None:
 
 @pytest.fixture
 def workload(running: Necli) -> Iterator[Workload]:
-    """The running workload through the library; its policy is put right afterwards."""
+    """The running workload through the library; its policy is put back afterwards."""
     home = Home(running.home, find_home(os.environ).cache)
-    yield Workload(home, "local", open_backend("local", home, DEFAULT_REGION), Progress())
-    running.ok("up")
+    made = Workload(home, "local", open_backend("local", home, DEFAULT_REGION), Progress())
+    client, arn = made.kms("administrator"), made.key().arn
+    policy = client.get_key_policy(KeyId=arn)["Policy"]
+    yield made
+    client.put_key_policy(KeyId=arn, PolicyName="default", Policy=policy)
 
 
 def allow_the_parent(workload: Workload) -> None:
@@ -151,13 +154,8 @@ def allow_the_parent(workload: Workload) -> None:
 
 
 def test_prove_fails_when_the_parent_can_decrypt(running: Necli, workload: Workload) -> None:
-    client, arn = workload.kms("administrator"), workload.key().arn
-    good = client.get_key_policy(KeyId=arn)["Policy"]
     allow_the_parent(workload)
-    try:
-        done = running.run("prove", "--json")
-    finally:
-        client.put_key_policy(KeyId=arn, PolicyName="default", Policy=good)
+    done = running.run("prove", "--json")
     proof = json.loads(done.stdout)
     assert (done.returncode, proof["verdict"]) == (10, "FAIL")
     assert [case["verdict"] for case in proof["cases"]] == ["PASS", "FAIL", "FAIL"]

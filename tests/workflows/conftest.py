@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +18,13 @@ from necli.settings import DEFAULT_REGION, find_home
 from necli.state import Build
 from necli.workflows.build import BuildOptions, build_image
 from necli.workflows.setup import set_up
-from necli.workflows.workload import Workload
+from necli.workflows.workload import ALIAS, Workload
 
 
-@pytest.fixture
-def workload(tmp_path: Path) -> Iterator[Workload]:
-    """Set up, with a key; nothing built."""
-    home = Home(tmp_path / "state", find_home(os.environ).cache)
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workload]:
+    """Local KMS and proxy, for all tests together."""
+    home = Home(tmp_path_factory.mktemp("workflows") / "state", find_home(os.environ).cache)
     made = Workload(home, "local", open_backend("local", home, DEFAULT_REGION), Progress())
     set_up(made)
     yield made
@@ -30,6 +32,25 @@ def workload(tmp_path: Path) -> Iterator[Workload]:
 
 
 @pytest.fixture
-def built(workload: Workload, embedded_model: InstalledModel) -> Build:
-    """The image of that workload."""
-    return build_image(workload, BuildOptions(embedded_model.name))
+def workload(services: Workload) -> Iterator[Workload]:
+    """With a key of its own; nothing built."""
+    set_up(services)
+    yield services
+    services.kms("administrator").delete_alias(AliasName=ALIAS)
+    shutil.rmtree(services.home.backups, ignore_errors=True)
+    services.home.state_file.unlink()
+
+
+@pytest.fixture(scope="session")
+def image(services: Workload, embedded_model: InstalledModel) -> Build:
+    set_up(services)
+    return build_image(services, BuildOptions(embedded_model.name))
+
+
+@pytest.fixture
+def built(workload: Workload, image: Build, tmp_path: Path) -> Build:
+    """The image of that workload, in a file that a test may damage."""
+    build = replace(image, path=tmp_path / "built.eif", key_arn=workload.key().arn)
+    shutil.copyfile(image.path, build.path)
+    workload.update_state(lambda state: state.with_build(build))
+    return build
