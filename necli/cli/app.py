@@ -57,6 +57,8 @@ SECTIONS = {
     },
     "Parts": {
         "model": Part("model", "List, fetch and check object-detection models.", is_noun=True),
+        "enclave": Part("enclave", "Start, stop and look at enclaves.", is_noun=True),
+        "proxy": Part("proxy", "The parent's proxy, which lets an enclave reach KMS.", is_noun=True),
         "eif": Part("eif", "Look into enclave image files.", is_noun=True),
         "receipt": Part("receipt", "Verify what an enclave answered.", is_noun=True),
         "stack": Part("stack", "The nitro target's CloudFormation stack; check a template.", is_noun=True),
