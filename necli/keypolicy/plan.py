@@ -2,8 +2,9 @@
 
 What is ours to write, and is replaced where it stands:
 
-- the statements with our Sids: one Allow for the parent's role with every PCR in it, and one Deny for each
-  PCR. Several PCRs in one Deny would be ANDed: it would spare an image that differs in only one of them.
+- the statements with our Sids: for each measurement set one Allow for the parent's role with every register
+  in it, so that PCR0 of one image doesn't go with PCR1 of another; and for each register one Deny. Several
+  registers in one Deny would be ANDed: it would spare an image that differs in only one of them.
 - the placeholder of the AWS sample, `EXAMPLETOBEUPDATED`, where a measurement belongs, and later on what we
   put there: a Deny on exactly the measurements that were bound before, or it would shut the new image out.
 """
@@ -16,25 +17,39 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Template
-from typing import Any
+from typing import Any, TypeVar
 
 from necli.errors import AccessDenied, MeasurementMismatch, UsageError
 from necli.keypolicy.document import KeyPolicy, Policy, Statement
 from necli.keypolicy.evaluate import RequestContext, caller_arns, evaluate
+from necli.keypolicy.measurement_set import (
+    ATTESTED,
+    IMAGE,
+    WHOLE_IMAGE,
+    MeasurementSet,
+    asked_for,
+    is_zero,
+    register_of,
+    sets_of,
+)
 from necli.measurements import Measurements
 from necli.resources import resource_folder
 
+T = TypeVar("T")
+
 ALLOW_SID = "EnclaveDecrypt"
-_DENY_SID = "DenyDecryptUnlessPCR"
-_OUR_SID = re.compile(rf"{ALLOW_SID}|{_DENY_SID}\d+")
+_DENY_SID = "DenyDecryptUnless"
+_OUR_ALLOW = re.compile(rf"{ALLOW_SID}\d*")
+_OUR_SID = re.compile(rf"{_OUR_ALLOW.pattern}|{_DENY_SID}(PCR\d+|{IMAGE})")
 _SAMPLE_PLACEHOLDER = "EXAMPLETOBEUPDATED"
-_ATTESTED_PCR = re.compile(r"kms:RecipientAttestation:(?:PCR(\d+)|ImageSha384)", re.IGNORECASE)
+_SAME_VALUE = {"PCR0": IMAGE, IMAGE: "PCR0"}
 _ANY_IDENTITY_POLICY = Policy.from_json(
     {"Statement": {"Effect": "Allow", "Action": "*", "Resource": "*"}},
 )
 
-Bound = Mapping[int, Sequence[str]]
-"""For each PCR the values that are accepted, in lower-case hex as KMS compares them."""
+Accepted = Measurements | MeasurementSet
+Bound = Mapping[str, Sequence[str]]
+"""For each register the values that are accepted, in lower-case hex as KMS compares them."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +81,25 @@ def initial_policy(*, admin_arn: str, parent_arn: str, owner_arn: str, account: 
 
 
 def plan_measurements(
-    policy: KeyPolicy, measurements: Measurements | Sequence[Measurements], *, parent_arn: str
+    policy: KeyPolicy, measurements: Accepted | Sequence[Accepted], *, parent_arn: str
 ) -> PolicyChange:
     """Plan that only enclaves with these measurements can decrypt; several are accepted side by side.
 
     :raises MeasurementMismatch: measurements of a debug-mode enclave: everybody can attest zeros.
     """
-    accepted = [measurements] if isinstance(measurements, Measurements) else list(measurements)
-    bound = _bound(accepted)
-    ours = {statement["Sid"]: statement for statement in _our_statements(bound, parent_arn)}
+    sets = _measurement_sets(
+        [measurements] if isinstance(measurements, Measurements | MeasurementSet) else measurements
+    )
+    bound = _bound(sets)
+    ours = {statement["Sid"]: statement for statement in _our_statements(sets, bound, parent_arn)}
     formerly = _formerly_bound(policy)
     statements: list[Any] = []
     for statement in policy.statements:
-        if statement.sid and _OUR_SID.fullmatch(statement.sid):
+        if is_ours(statement):
             # None where it stands a second time, or is about a PCR that isn't bound any more.
             planned = ours.pop(statement.sid, None)
             if planned:
-                statements.append(statement.body if _same(statement.body, planned) else planned)
+                statements.append(statement.body if same(statement.body, planned) else planned)
         else:
             statements.append(_rebound(statement, bound, formerly))
     statements += ours.values()
@@ -106,74 +123,98 @@ def check_lock_out(policy: KeyPolicy, caller_arn: str, *, key_arn: str) -> None:
         )
 
 
-def _bound(accepted: Sequence[Measurements]) -> dict[int, list[str]]:
-    if not accepted:
+def is_ours(statement: Statement) -> bool:
+    """Whether `plan_measurements` writes this statement, whatever stands in it now."""
+    return statement.sid is not None and _OUR_SID.fullmatch(statement.sid) is not None
+
+
+def live_sets(policy: KeyPolicy) -> list[MeasurementSet]:
+    """The measurement sets that our own Allow statements accept; none where only placeholders stand there."""
+    return [
+        accepted
+        for statement in policy.statements
+        if statement.effect == "Allow" and statement.sid and _OUR_ALLOW.fullmatch(statement.sid)
+        for accepted in sets_of(statement)
+    ]
+
+
+def _measurement_sets(accepted: Sequence[Accepted]) -> list[MeasurementSet]:
+    sets: list[MeasurementSet] = []
+    for each in accepted:
+        one = MeasurementSet.of(each) if isinstance(each, Measurements) else each
+        if one not in sets:
+            sets.append(one)
+    if not sets:
         raise UsageError("no measurements to bind the key to", hint="run necli build")
-    if any(measurements.is_zero for measurements in accepted):
+    if any(is_zero(value) for one in sets for value in one.values.values()):
         raise MeasurementMismatch(
             "the measurements are zero: an enclave in debug mode attests zeros, and so can anybody's",
             hint="run the enclave without --debug-mode, and bind the measurements of the built image",
         )
-    pcrs = [measurements.pcrs() for measurements in accepted]
-    # A PCR that only some of the images have (PCR8 of a signed one) can't be asked of all.
-    common = sorted(set.intersection(*map(set, pcrs)))
-    return {index: list(dict.fromkeys(each[index].hex() for each in pcrs)) for index in common}
+    return sets
 
 
-def _our_statements(bound: Bound, parent_arn: str) -> list[dict[str, Any]]:
-    allow = {
-        "Sid": ALLOW_SID,
-        "Effect": "Allow",
-        "Principal": {"AWS": parent_arn},
-        "Action": "kms:Decrypt",
-        "Resource": "*",
-        "Condition": {
-            "StringEqualsIgnoreCase": {
-                f"kms:RecipientAttestation:PCR{index}": _one_or_list(values)
-                for index, values in bound.items()
-            }
-        },
-    }
+def _bound(sets: Sequence[MeasurementSet]) -> dict[str, list[str]]:
+    # A register that only some of the sets have (PCR8 of a signed image) can't be asked of all.
+    common = [name for name in sets[0].values if all(name in one.values for one in sets)]
+    bound = {name: list(dict.fromkeys(one.values[name] for one in sets)) for name in common}
+    if not any(name in bound for name in WHOLE_IMAGE):  # PCR0 in some sets, ImageSha384 in others
+        bound["PCR0"] = list(dict.fromkeys(one.image for one in sets))
+    return bound
+
+
+def _our_statements(sets: Sequence[MeasurementSet], bound: Bound, parent_arn: str) -> list[dict[str, Any]]:
+    allows = [
+        {
+            "Sid": f"{ALLOW_SID}{number if number > 1 else ''}",
+            "Effect": "Allow",
+            "Principal": {"AWS": parent_arn},
+            "Action": "kms:Decrypt",
+            "Resource": "*",
+            "Condition": {
+                "StringEqualsIgnoreCase": {f"{ATTESTED}{name}": value for name, value in one.values.items()}
+            },
+        }
+        for number, one in enumerate(sets, 1)
+    ]
     # ReEncrypt moves a data key under another key without any attestation: denied along with Decrypt.
     denies = [
         {
-            "Sid": f"{_DENY_SID}{index}",
+            "Sid": f"{_DENY_SID}{name}",
             "Effect": "Deny",
             "Principal": "*",
             "Action": ["kms:Decrypt", "kms:ReEncrypt*"],
             "Resource": "*",
-            "Condition": {
-                "StringNotEqualsIgnoreCase": {f"kms:RecipientAttestation:PCR{index}": _one_or_list(values)}
-            },
+            "Condition": {"StringNotEqualsIgnoreCase": {f"{ATTESTED}{name}": _one_or_list(values)}},
         }
-        for index, values in bound.items()
+        for name, values in bound.items()
     ]
-    return [allow, *denies]
+    return [*allows, *denies]
 
 
-def _formerly_bound(policy: KeyPolicy) -> dict[int, set[str]]:
+def _formerly_bound(policy: KeyPolicy) -> dict[str, set[str]]:
     """What our own Deny statements accept in the policy as it is."""
     return {
-        index: {value.lower() for value in condition.values}
+        register: set(values)
         for statement in policy.statements
-        if statement.sid and statement.sid.startswith(_DENY_SID)
-        for condition in statement.conditions
-        if (index := _attested_pcr(condition.key)) is not None
+        if is_ours(statement) and not _OUR_ALLOW.fullmatch(statement.sid or "")
+        for register, values in asked_for(statement.conditions).items()
     }
 
 
-def _rebound(statement: Statement, bound: Bound, formerly: Mapping[int, set[str]]) -> Any:
+def _rebound(statement: Statement, bound: Bound, formerly: Mapping[str, set[str]]) -> Any:
     """Somebody else's statement: itself, or a copy with the measurements in it that are ours to write."""
 
     def value_for(key: str, value: Any) -> Any:
-        index = _attested_pcr(key)
-        if index is None or index not in bound:
+        register = register_of(key)
+        accepted = _of_same_value(bound, register)
+        if register is None or accepted is None:
             return value
         present = {str(item).lower() for item in (value if isinstance(value, list) else [value])}
         is_ours = present == {_SAMPLE_PLACEHOLDER.lower()} or (
-            statement.effect == "Deny" and present == formerly.get(index)
+            statement.effect == "Deny" and present == _of_same_value(formerly, register)
         )
-        return _one_or_list(bound[index]) if is_ours and present != set(bound[index]) else value
+        return _one_or_list(accepted) if is_ours and present != set(accepted) else value
 
     if not statement.conditions:
         return statement.body
@@ -184,7 +225,12 @@ def _rebound(statement: Statement, bound: Bound, formerly: Mapping[int, set[str]
     return {**statement.body, "Condition": condition}
 
 
-def _same(one: Any, other: Any) -> bool:
+def _of_same_value(registers: Mapping[str, T], name: str | None) -> T | None:
+    """PCR0 and ImageSha384 are the same hash: either stands for the other."""
+    return registers.get(name or "", registers.get(_SAME_VALUE.get(name or "", "")))
+
+
+def same(one: Any, other: Any) -> bool:
     """Whether two pieces of policy mean the same: KMS may write back in other words what was put."""
     return bool(_normal(one) == _normal(other))
 
@@ -196,11 +242,6 @@ def _normal(value: Any) -> Any:
         members = {key: _normal(item) for key, item in value.items()}
         return "*" if members == {"AWS": "*"} else members
     return value
-
-
-def _attested_pcr(condition_key: str) -> int | None:
-    match = _ATTESTED_PCR.fullmatch(condition_key)
-    return int(match[1] or 0) if match else None
 
 
 def _one_or_list(values: Sequence[str]) -> str | list[str]:

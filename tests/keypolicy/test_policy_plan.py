@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from necli.errors import AccessDenied, MeasurementMismatch, UsageError
@@ -228,6 +228,7 @@ _FOREIGN = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(_FOREIGN, max_size=4), st.lists(_FOREIGN, max_size=4), st.sampled_from([FIRST, SIGNED]))
 def test_every_other_statement_is_kept_as_it_was_and_where_it_was(
     before: list[dict[str, Any]], after: list[dict[str, Any]], bound: Measurements
