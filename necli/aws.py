@@ -5,9 +5,10 @@ Everything but KMS, whose refusals mean something of their own (necli.kms).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from necli.errors import AccessDenied, Conflict, NecliError, ServiceFailed, UsageError
@@ -31,6 +32,7 @@ _SIGN_IN = "sign in with aws sso login or aws configure, then check with aws sts
 def aws_errors(doing: str) -> Iterator[None]:
     """Around calls of boto3: what AWS, the network or the credentials' lack says, as a NecliError."""
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
 
     try:
         yield
@@ -39,6 +41,12 @@ def aws_errors(doing: str) -> Iterator[None]:
         raise _refused(doing, str(error.get("Code", "")), str(error.get("Message", ""))) from exc
     except BotoCoreError as exc:
         raise _unsent(doing, exc) from exc
+    except ResponseParserError as exc:  # a proxy's or a portal's page
+        raise ServiceFailed(
+            f"can't {doing}: what answered isn't AWS",
+            hint="check the network's proxy",
+            code="aws_unreachable",
+        ) from exc
 
 
 def _refused(doing: str, code: str, message: str) -> NecliError:
@@ -101,14 +109,24 @@ class Account:
     """Whose account this is, and what its region offers."""
 
     region: str
-    sts: Any
-    iam: Any
-    ec2: Any
-    ssm: Any
+    connect: Callable[[str, str], Any] = open_client
 
-    @classmethod
-    def open(cls, region: str) -> Account:
-        return cls(region, *(open_client(service, region) for service in ("sts", "iam", "ec2", "ssm")))
+    # Each client costs time to make, EC2's most: only what is asked for.
+    @cached_property
+    def sts(self) -> Any:
+        return self.connect("sts", self.region)
+
+    @cached_property
+    def iam(self) -> Any:
+        return self.connect("iam", self.region)
+
+    @cached_property
+    def ec2(self) -> Any:
+        return self.connect("ec2", self.region)
+
+    @cached_property
+    def ssm(self) -> Any:
+        return self.connect("ssm", self.region)
 
     def caller_arn(self) -> str:
         """The role or user that signs our requests, as policies name it: with its path, without its session.

@@ -177,7 +177,7 @@ class Provisioning:
     @classmethod
     def open(cls, home: Home, region: str) -> Provisioning:
         stacks = Stacks(open_client("cloudformation", region))
-        return cls(home, Account.open(region), stacks, PriceTable.load())
+        return cls(home, Account(region), stacks, PriceTable.load())
 
     def plan(self, name: str, wanted: StackParameters) -> StackPlan:
         """What would be made or changed, for whom, at what price. Nothing is changed.
@@ -190,17 +190,17 @@ class Provisioning:
         before = deployed.parameters if deployed else {}
         given = wanted.for_template()
         parameters = {**_defaults(template), **before, **given}
-        chosen = self._chosen(parameters, before)
+        parameters |= self._chosen(parameters, before)
         return StackPlan(
             name=name,
             region=self.account.region,
             action="update" if deployed else "create",
-            parameters={**parameters, **chosen},
-            given={**given, **chosen},
+            parameters=parameters,
+            given=given if deployed else parameters,
             before=before,
             estimate=self._estimate(template, parameters),
             resources=_resource_changes(template, self.stacks.template(deployed)) if deployed else {},
-            warnings=tuple(_warnings({**parameters, **chosen}, before)),
+            warnings=tuple(_warnings(parameters, before)),
             template=template,
         )
 
