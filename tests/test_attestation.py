@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -37,6 +37,8 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PCRS = {index: bytes([index + 1]) * 48 for index in range(16)}
 EXPECTED = {0: PCRS[0], 1: PCRS[1], 2: PCRS[2]}
 HOUR = timedelta(hours=1)
+NO_CA = x509.BasicConstraints(ca=False, path_length=None)
+SHA384 = hashes.SHA384()
 
 
 @cache
@@ -210,13 +212,16 @@ class TestChain:
             verify(document(AttestationChain(server, signer.issuers)))
 
     @pytest.mark.parametrize("usages", [{"key_agreement"}, {"digital_signature", "key_cert_sign"}, None])
-    def test_a_leaf_without_the_right_key_usage_is_refused(self, usages: set[str] | None) -> None:
+    def test_a_leaf_without_the_right_key_usage_is_refused(self, usages: Set[str] | None) -> None:
         with refused("bad_chain"):
             verify(document(odd_leaf(usages=usages)))
 
-    def test_a_leaf_without_basic_constraints_is_refused(self) -> None:
+    @pytest.mark.parametrize("constraints", [x509.BasicConstraints(ca=True, path_length=0), None])
+    def test_a_leaf_that_doesnt_say_it_is_no_ca_is_refused(
+        self, constraints: x509.BasicConstraints | None
+    ) -> None:
         with refused("bad_chain"):
-            verify(document(odd_leaf(constrained=False)))
+            verify(document(odd_leaf(constraints=constraints)))
 
     def test_the_odd_leaf_of_these_tests_is_good_when_it_is_not_odd(self) -> None:
         verify(document(odd_leaf()))
@@ -228,9 +233,9 @@ class TestChain:
 
 def odd_leaf(
     *,
-    usages: set[str] | None = frozenset({"digital_signature"}),  # type: ignore[assignment]
-    constrained: bool = True,
-    digest: hashes.SHA256 | hashes.SHA384 = hashes.SHA384(),  # noqa: B008
+    usages: Set[str] | None = frozenset({"digital_signature"}),
+    constraints: x509.BasicConstraints | None = NO_CA,
+    digest: hashes.SHA256 | hashes.SHA384 = SHA384,
 ) -> AttestationChain:
     issuer, key = good_chain().issuers[-1], ec.generate_private_key(ec.SECP384R1())
     builder = (
@@ -242,8 +247,8 @@ def odd_leaf(
         .not_valid_before(NOW - HOUR)
         .not_valid_after(NOW + HOUR)
     )
-    if constrained:
-        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    if constraints:
+        builder = builder.add_extension(constraints, critical=True)
     if usages is not None:
         names = (
             *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
