@@ -97,13 +97,17 @@ def link_site(names: Iterable[str], site: Path) -> None:
     """
     site.mkdir()
     installed = installed_distributions()
-    for name in names:
-        distribution = _installed(installed, name)
-        paths = [row[0] for row in _inside(distribution)]
-        packages = {path.removesuffix("/__init__.py") for path in paths if path.endswith("/__init__.py")}
-        for target in {_outermost(path, packages) for path in paths}:
-            source = Path(str(distribution.locate_file(target)))
-            link = site / target
+    paths = {name: [row[0] for row in _inside(_installed(installed, name))] for name in names}
+    # Of all of them together: one distribution may have files in another's package.
+    packages = {
+        path.removesuffix("/__init__.py")
+        for recorded in paths.values()
+        for path in recorded
+        if path.endswith("/__init__.py")
+    }
+    for name, recorded in paths.items():
+        for target in {_outermost(path, packages) for path in recorded}:
+            source, link = Path(str(installed[name].locate_file(target))), site / target
             if source.exists() and not link.is_symlink():
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(source)

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +54,7 @@ class Settings:
     memory_mib: int
     cpu_ids: tuple[int, ...]
     debug: bool
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def console_hint(self) -> str:
@@ -254,7 +255,6 @@ def watch(
     settings: Settings, record: Record, process: subprocess.Popen[bytes], stop: threading.Event
 ) -> None:
     """:raises ServiceFailed: it ended by itself, couldn't start, or took more memory than it has."""
-    booted = time.monotonic()
     peak_mib = 0
     while not stop.wait(_WATCH_S):
         use = memory_use(process.pid)
@@ -264,7 +264,7 @@ def watch(
         if use.resident_mib > settings.memory_mib:
             raise out_of_memory(use.resident_mib, settings)
         if record.info.state == "STARTING" and is_ready(settings):
-            seconds = round(time.monotonic() - booted, 2)
+            seconds = round(time.monotonic() - settings.started, 2)
             record.update(state="RUNNING", ready_after_s=seconds)
             log(f"ready after {seconds} s")
 

@@ -255,6 +255,22 @@ class TestDistributions:
         assert not (linked / "shared/b").exists()
         assert not (linked / "two.py").exists()
 
+    @pytest.mark.parametrize("names", [["one", "three"], ["three", "one"]])
+    def test_files_in_anothers_package_are_linked_with_it(
+        self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]
+    ) -> None:
+        (site / "three-1.0.dist-info").mkdir()
+        (site / "three-1.0.dist-info" / "METADATA").write_text("Name: three\nVersion: 1.0\n")
+        (site / "three-1.0.dist-info" / "RECORD").write_text("one/plugins/three.txt,sha256=00,1\n")
+        (site / "one/plugins").mkdir()
+        (site / "one/plugins/three.txt").write_text("three")
+        before = sorted(site.rglob("*"))
+        monkeypatch.syspath_prepend(str(site))
+        link_site(names, tmp_path / "linked")
+        assert (tmp_path / "linked/one").is_symlink()
+        assert (tmp_path / "linked/one/plugins/three.txt").read_text() == "three"
+        assert sorted(site.rglob("*")) == before
+
     def test_a_single_module_keeps_its_byte_code(
         self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
