@@ -5,6 +5,7 @@ Everything but KMS, whose refusals mean something of their own (necli.kms).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,21 +132,21 @@ class Account:
     def caller_arn(self) -> str:
         """The role or user that signs our requests, as policies name it: with its path, without its session.
 
-        :raises UsageError: it is the account's root user.
+        :raises UsageError: it is the account's root user, or a federated one.
         """
         with aws_errors("find out who you are"):
             arn = str(self.sts.get_caller_identity()["Arn"])
-        kind, _, name = arn.split(":")[5].partition("/")
-        if kind == "root":
-            raise UsageError(
-                "you are signed in as the account's root user, which can't be a key's administrator",
-                hint="sign in as a role, or name one with --administrator",
-            )
-        if kind != "assumed-role":
+        if re.search(":iam:.*:user/", arn):
             return arn
+        session = re.search(":assumed-role/([^/]+)/", arn)
+        if session is None:
+            raise UsageError(
+                f"you are signed in as {arn}, which can't be a key's administrator",
+                hint="sign in as a role or a user, or name one with --administrator",
+            )
         # A session's ARN leaves out the path, and a role from AWS SSO has one.
         with aws_errors("find the role that you are signed in as"):
-            return str(self.iam.get_role(RoleName=name.split("/")[0])["Role"]["Arn"])
+            return str(self.iam.get_role(RoleName=session[1])["Role"]["Arn"])
 
     def latest_image(self, architecture: str) -> str:
         """The id of the latest Amazon Linux 2023 image."""

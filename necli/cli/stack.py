@@ -158,10 +158,12 @@ def set_up_stack(
 
 def _show_plan(ctx: typer.Context, plan: StackPlan) -> None:
     screen = terminal(ctx)
-    changes = [(name, before, after) for name, (before, after) in plan.changes.items()]
-    screen.table(
-        f"{plan.action} the stack {plan.name} in {plan.region}", ("parameter", "now", "then"), changes
-    )
+    title = f"{plan.action} the stack {plan.name} in {plan.region}"
+    if plan.action == "create":
+        screen.table(title, ("parameter", "value"), list(plan.parameters.items()))
+    else:
+        changes = [(name, before, after) for name, (before, after) in plan.changes.items()]
+        screen.table(title, ("parameter", "now", "then"), changes)
     if plan.resources:
         screen.table("another version of the template", ("resource", ""), list(plan.resources.items()))
     _show_estimate(ctx, plan.estimate)

@@ -26,16 +26,20 @@ from typing import Any
 
 import boto3
 import pytest
+import typer
 from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
+from typer.testing import CliRunner, Result
 
 from necli.aws import Account
+from necli.cli.stack import set_up_stack
 from necli.costs import PriceTable
 from necli.errors import Conflict, NecliError, ServiceFailed, UsageError
 from necli.home import Home
 from necli.keypolicy import KeyPolicy, plan_measurements
 from necli.measurements import Measurements
 from necli.progress import Progress
+from necli.settings import Settings
 from necli.stacks import KEY, Stacks
 from necli.state import State
 from necli.workflows.stack import Provisioning, StackOutputs, StackParameters, StackRecord
@@ -383,6 +387,50 @@ def test_the_commands_find_the_stack_that_was_made_last(
     gone = run(environment, home, "status", "--name", "commanded", "--json")
     assert gone.returncode == 4
     assert json.loads(gone.stdout)["error"]["code"] == "not_ready"
+
+
+@pytest.fixture
+def setup(environment: dict[str, str], home: Home, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`necli setup` on this target: plan, ask, provision."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    app = typer.Typer()
+
+    @app.command()
+    def command(ctx: typer.Context, owner: str, yes: bool = False, dry_run: bool = False) -> None:
+        set_up_stack(ctx, "set-up", StackParameters(data_owner_arn=owner), yes=yes, dry_run=dry_run)
+
+    def call(*words: str, json: bool = False) -> Result:
+        settings = Settings(home, "nitro", REGION, json)
+        return CliRunner().invoke(app, words, obj=settings)
+
+    return call
+
+
+def test_a_dry_run_of_setup_shows_plan_and_price_and_makes_nothing(
+    setup: Callable[..., Result], provisioning: Provisioning
+) -> None:
+    shown = setup(OWNER, "--dry-run").stdout
+    assert "create the stack set-up in eu-central-1" in shown
+    assert "USD an hour at eu-central-1 list prices of 2025-06" in shown
+    plan = json.loads(setup(OWNER, "--dry-run", json=True).stdout)
+    assert plan["action"] == "create"
+    assert 0.3 < plan["estimate"]["per_hour"] < 0.4
+    assert provisioning.stacks.find("set-up") is None
+
+
+def test_setup_asks_before_it_spends_and_tells_what_happens(
+    setup: Callable[..., Result], provisioning: Provisioning
+) -> None:
+    refused = setup(OWNER)
+    assert isinstance(refused.exception, UsageError)
+    assert provisioning.stacks.find("set-up") is None
+    made = setup(OWNER, "--yes", json=True)
+    assert made.exit_code == 0, made.output
+    stack = provisioning.stacks.get("set-up")
+    assert json.loads(made.stdout)["outputs"]["key_arn"] == stack.outputs["KeyArn"]
+    assert "CREATE_COMPLETE" in made.stderr
 
 
 def test_check_needs_no_account(home: Home, tmp_path: Path) -> None:

@@ -98,7 +98,10 @@ def test_a_user_is_known_by_its_own_arn() -> None:
     assert account(arn).caller_arn() == arn
 
 
-def test_the_root_user_cannot_administer_a_key() -> None:
-    with pytest.raises(UsageError, match="root user") as caught:
-        account("arn:aws:iam::111122223333:root").caller_arn()
+@pytest.mark.parametrize(
+    "who", ["arn:aws:iam::111122223333:root", "arn:aws:sts::111122223333:federated-user/me"]
+)
+def test_who_is_neither_role_nor_user_cannot_administer_a_key(who: str) -> None:
+    with pytest.raises(UsageError, match="can't be a key's administrator") as caught:
+        account(who).caller_arn()
     assert "--administrator" in (caught.value.hint or "")
