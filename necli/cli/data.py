@@ -13,6 +13,7 @@ from necli.errors import NecliError, UsageError
 
 if TYPE_CHECKING:
     from necli.cli.render import Terminal
+    from necli.progress import Progress
     from necli.workflows.detect import Detection
 
 app = typer.Typer()
@@ -82,7 +83,7 @@ def detect(
     from necli.workflows.detect import EnclaveSession
 
     screen, workload = terminal(ctx), workload_of(ctx)
-    pairs, saving = _pairs(context), Saving(save, files)
+    pairs, saving = _pairs(context), Saving(save, files, screen.progress)
     session = EnclaveSession(workload, enclave)
     results: list[dict[str, Any]] = []
     failure: NecliError | None = None
@@ -108,10 +109,11 @@ class Saving:
     :raises UsageError: several photos would overwrite each other, or the format can't be written.
     """
 
-    def __init__(self, target: Path | None, files: Sequence[Path]) -> None:
+    def __init__(self, target: Path | None, files: Sequence[Path], progress: Progress) -> None:
         from necli.annotation import SUFFIXES
 
         self._target = target
+        self._progress = progress
         self._into_folder = False
         if target is None:
             return
@@ -127,7 +129,10 @@ class Saving:
         from necli.annotation import annotate
         from necli.home import write_atomically
 
-        if self._target is None or found.photo is None:
+        if self._target is None:
+            return None
+        if found.photo is None:
+            self._progress.warn(f"{found.file} is encrypted: there is no photo here to draw on")
             return None
         path = self._target
         if self._into_folder:
@@ -138,7 +143,8 @@ class Saving:
 
 def show_detection(screen: Terminal, found: Detection, *, saved: Path | None) -> None:
     count = len(found.objects)
-    title = f"{Path(found.file).name}: {count} object{'' if count == 1 else 's'}"
+    took = f"{found.timings_ms['total']:.0f} ms in the enclave"
+    title = f"{Path(found.file).name}: {count} object{'' if count == 1 else 's'}, {took}"
     if found.objects:
         rows = [(each.name, each.score, *each.box) for each in found.objects]
         boxes = ("top", "left", "bottom", "right")

@@ -71,9 +71,9 @@ def verify(
         screen.print_json({"receipts": verified})
         return
     for each in verified:
-        screen.say(f"✓ {each['file']}: verified", style="green")
-        screen.facts({name.replace("_", " "): each[name] for name in ("attested_at", "module_id", "objects")})
-        screen.facts({name.replace("_", " "): each[name] for name in ("input_digest", "model_digest")})
+        screen.verified(f"{each['file']}: {each['objects']} objects, as the expected image found them")
+        names = ("attested_at", "module_id", "input_digest", "model_digest")
+        screen.facts({f"  {name.replace('_', ' ')}": each[name] for name in names})
     screen.banner()
 
 

@@ -37,7 +37,7 @@ _NO_ISOLATION = (
     "the local target gives no isolation from this machine:",
     "for learning and testing, never for data that must stay secret",
 )
-_STYLES = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow", "ok": "green", "failed": "bold red"}
+_STYLES = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
 
 
 class Terminal:

@@ -109,14 +109,15 @@ class EnclaveSession:
             at=datetime.now(UTC),
             message_digest=input_digest(message),
         )
-        return Detection(
-            file=str(file),
-            objects=[_found(each) for each in receipt.answer["objects"]],
-            model_digest=str(receipt.answer["model_digest"]),
-            timings_ms=answer["timings_ms"],
-            receipt=receipt,
-            photo=photo,
-        )
+        with _well_formed():
+            return Detection(
+                file=str(file),
+                objects=[_found(each) for each in receipt.answer["objects"]],
+                model_digest=str(receipt.answer["model_digest"]),
+                timings_ms={name: float(value) for name, value in answer["timings_ms"].items()},
+                receipt=receipt,
+                photo=photo,
+            )
 
     def detect_message(self, message: bytes, *, min_score: float = 0.4) -> None:
         """Ask about a message and drop what is found; raises as `detect` does."""
@@ -249,5 +250,5 @@ def _credential_headers(workload: Workload) -> dict[str, str]:
 def _well_formed() -> Iterator[None]:
     try:
         yield
-    except (KeyError, TypeError, ValueError) as exc:
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise ServiceFailed("the enclave gave an answer that can't be read", hint="run necli up") from exc

@@ -119,6 +119,12 @@ def test_colours_appear_on_a_terminal_only(necli: Necli) -> None:
     assert "\x1b[4" not in plain
 
 
+def test_a_name_or_a_terminal_beyond_unicode_is_no_obstacle(necli: Necli) -> None:
+    done = necli.run("encrypt", "\udcff.jpg", "--json", env={"PYTHONIOENCODING": "latin-1"})
+    assert (done.returncode, "Traceback" in done.stderr) == (3, False)
+    assert necli.run("doctor", env={"PYTHONIOENCODING": "ascii"}).returncode == 0
+
+
 def test_ctrl_c_ends_with_130_and_one_line(necli: Necli) -> None:
     screen = necli.terminal("setup")
     screen.expect("Local KMS")
