@@ -10,7 +10,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from necli.errors import Conflict, HostError, InputError, NecliError, NotReady, ServiceFailed, UsageError
+from necli.errors import (
+    Conflict,
+    HostError,
+    InputError,
+    MeasurementMismatch,
+    NecliError,
+    NotReady,
+    ServiceFailed,
+    UsageError,
+)
 
 _CODE = re.compile(r"\[ (E\d\d) \] *(.*)")
 _DETAIL = re.compile(r"^ {4}(Failed to|Could not) .*: (.*)$|^(File: .*)$", re.MULTILINE)
@@ -122,6 +131,34 @@ _PATTERNS: tuple[tuple[re.Pattern[str], Fault], ...] = tuple(
             ),
         ),
         (
+            r"FileNotFoundError|Connection aborted.*(No such file|ConnectionRefused)",
+            Fault(HostError, "the Docker daemon isn't running", "sudo systemctl enable --now docker"),
+        ),
+        (
+            r"python3\.11.*(not found|no such file)|No module named pip",
+            Fault(
+                InputError, "the base image has no Python 3.11 with pip", "name one that has: --base-image"
+            ),
+        ),
+        (
+            r"THESE PACKAGES DO NOT MATCH THE HASHES",
+            Fault(MeasurementMismatch, "a wheel isn't the one that was locked", "remove it and build again"),
+        ),
+        (
+            r"No matching distribution found|NewConnectionError|NameResolutionError|Temporary failure in",
+            Fault(
+                ServiceFailed, "the package index has no such wheel, or can't be reached", "check the network"
+            ),
+        ),
+        (
+            r"toomanyrequests|rate limit",
+            Fault(ServiceFailed, "the registry limits how often it is asked", "log in with docker login"),
+        ),
+        (
+            r"manifest unknown|pull access denied|repository does not exist",
+            Fault(InputError, "the registry doesn't know that image", "check --base-image and its digest"),
+        ),
+        (
             r"UnsupportedEntryPoint",
             Fault(InputError, "the Docker image has neither CMD nor ENTRYPOINT", "give its Dockerfile a CMD"),
         ),
@@ -164,6 +201,15 @@ def failure_of(command: str, output: str, status: int) -> NecliError:
     label = f" ({code})" if code else ""
     message = f"nitro-cli {command}{label}: {fault.cause}" + (f": {details}" if details else "")
     return fault.error(message, hint=fault.fix, code=code)
+
+
+def docker_failure(output: str, *, doing: str = "Docker") -> NecliError:
+    """The error that Docker's, or pip's, output stands for."""
+    tail = "".join(f"\n  {line}" for line in output.strip().splitlines()[-_TAIL_LINES:])
+    fault = next((fault for pattern, fault in _PATTERNS if pattern.search(output)), None)
+    if fault is None:
+        return ServiceFailed(f"{doing} failed{tail}", hint=_DOCTOR)
+    return fault.error(f"{doing}: {fault.cause}{tail}", hint=fault.fix)
 
 
 def _known(code: str | None, output: str) -> Fault | None:
