@@ -170,7 +170,7 @@ def cleanup(
 
 def _build_facts(built: Build) -> dict[str, object]:
     return {
-        "image": f"{built.path} ({built.size / (1 << 20):.1f} MiB)",
+        "image": f"{built.path} ({built.size / 1e6:.1f} MB)",
         "model": built.model_name,
         **{f"PCR{index}": value.hex() for index, value in built.measurements.pcrs().items()},
     }
