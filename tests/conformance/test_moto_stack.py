@@ -28,7 +28,6 @@ import boto3
 import pytest
 import typer
 from botocore.exceptions import ClientError
-from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner, Result
 
 from necli.aws import Account
@@ -44,6 +43,7 @@ from necli.stacks import KEY, Stacks
 from necli.state import State
 from necli.workflows.stack import Provisioning, StackOutputs, StackParameters, StackRecord
 
+moto_server = pytest.importorskip("moto.server", reason="moto is not installed: make conformance installs it")
 pytestmark = pytest.mark.conformance
 
 REGION = "eu-central-1"
@@ -55,7 +55,7 @@ Client = Callable[[str], Any]
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     logging.getLogger("werkzeug").disabled = True
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
