@@ -44,7 +44,7 @@ def encrypt(
     the enclave: KMS gives its data key to the measured image alone.
     """
     from necli.home import write_atomically
-    from necli.workflows.detect import encrypt_image, read_input
+    from necli.workflows.encrypt import encrypt_image, read_input
 
     screen, workload = terminal(ctx), workload_of(ctx)
     with screen.progress.step("Encrypt") as step:

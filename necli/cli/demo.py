@@ -38,7 +38,7 @@ def demo(
     """
     from necli.workflows.build import BuildOptions
     from necli.workflows.demo import sample_photo
-    from necli.workflows.detect import read_input
+    from necli.workflows.encrypt import read_input
     from necli.workflows.operate import bring_up
     from necli.workflows.workload import ENCLAVE
 
@@ -67,7 +67,8 @@ def _encrypt_and_detect(workload: Workload, photo: Path, min_score: float) -> tu
     from necli.annotation import annotate
     from necli.home import write_atomically
     from necli.workflows.demo import demo_folder
-    from necli.workflows.detect import EnclaveSession, encrypt_image, read_input
+    from necli.workflows.detect import EnclaveSession
+    from necli.workflows.encrypt import encrypt_image, read_input
 
     image, folder = read_input(photo), demo_folder(workload)
     message = folder / (photo.name + MESSAGE_SUFFIX)

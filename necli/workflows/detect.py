@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 from necli import kms
 from necli.annotation import FoundObject
 from necli.backends import EnclaveInfo
-from necli.envelope import CONTEXT, MAX_PLAINTEXT_BYTES, is_message, seal
+from necli.envelope import is_message
 from necli.errors import AccessDenied, InputError, MeasurementMismatch, NecliError, NotReady, ServiceFailed
-from necli.home import host_errors
 from necli.receipt import Receipt, input_digest
+from necli.workflows.encrypt import encrypt_image, read_input
 from necli.workflows.workload import ENCLAVE, Workload
 
 if TYPE_CHECKING:
     import httpx
 
-_MAX_FILE_BYTES = MAX_PLAINTEXT_BYTES + (1 << 20)
 _NONCE_BYTES = 32
 
 # What the enclave's answers mean to the user, and what helps.
@@ -153,57 +152,6 @@ class EnclaveSession:
         return kind(f"the enclave says: {message}{extra}", hint=hint, code=code)
 
 
-def read_input(file: Path) -> bytes:
-    """An image or a message.
-
-    :raises InputError: there is no such file, it is empty, too large, or neither image nor message.
-    """
-    try:
-        with host_errors(f"can't read {file}"), open(file, "rb") as opened:
-            content = opened.read(_MAX_FILE_BYTES + 1)
-    except NecliError as exc:
-        if isinstance(exc.__cause__, FileNotFoundError | IsADirectoryError | NotADirectoryError):
-            raise InputError(exc.message, hint="check the path", code="no_such_file") from exc
-        raise
-    if not content:
-        raise InputError(f"{file} is empty", hint="use a JPEG, PNG or WebP file", code="empty_file")
-    if len(content) > _MAX_FILE_BYTES:
-        raise InputError(
-            f"{file} is larger than the {MAX_PLAINTEXT_BYTES >> 20} MiB that an enclave accepts",
-            hint="use a smaller image",
-            code="message_too_large",
-        )
-    if not is_message(content) and not _is_image(content):
-        raise InputError(
-            f"{file} is neither an image nor an encrypted message",
-            hint="use a JPEG, PNG or WebP file, or what necli encrypt wrote",
-            code="not_an_image",
-        )
-    return content
-
-
-def encrypt_image(workload: Workload, image: bytes, file: Path, context: Mapping[str, str]) -> bytes:
-    """The image as a message for the enclave, encrypted as the data owner.
-
-    :raises InputError: it is encrypted already.
-    """
-    if is_message(image):
-        raise InputError(f"{file} is encrypted already", hint="run necli detect on it", code="not_an_image")
-    sealed = seal(
-        image,
-        kms=workload.kms("owner"),
-        key_arn=workload.key().arn,
-        context={**required_context(workload), **context},
-    )
-    return sealed.message
-
-
-def required_context(workload: Workload) -> Mapping[str, str]:
-    """What the built enclave asks for; before there is one, what it will ask for by default."""
-    build = workload.state.build
-    return build.encryption_context if build else CONTEXT
-
-
 def explain_denial(workload: Workload, enclave: EnclaveInfo, aws_message: str) -> AccessDenied:
     """Tell a policy that isn't bound to this image yet from everything else that KMS may refuse."""
     if enclave.debug:
@@ -223,11 +171,6 @@ def explain_denial(workload: Workload, enclave: EnclaveInfo, aws_message: str) -
     return AccessDenied(
         f"KMS refused the data key: {aws_message}", hint="run necli doctor", code="access_denied"
     )
-
-
-def _is_image(content: bytes) -> bool:
-    webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
-    return webp or content.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
 
 
 def _found(value: Mapping[str, Any]) -> FoundObject:

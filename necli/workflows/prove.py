@@ -17,7 +17,8 @@ from necli import kms
 from necli.envelope import SealedMessage, WrappedKey, seal
 from necli.errors import NecliError
 from necli.keypolicy import KeyPolicy
-from necli.workflows.detect import EnclaveSession, required_context
+from necli.workflows.detect import EnclaveSession
+from necli.workflows.encrypt import required_context
 from necli.workflows.workload import ENCLAVE, Workload
 
 REFUSED = "AccessDeniedException"

@@ -13,7 +13,9 @@ import pytest
 from program import NECLI, Necli
 from typer.main import get_command
 
-from necli.cli.app import SECTIONS, app, options_first
+from necli.cli.app import app
+from necli.cli.group import options_first
+from necli.cli.parts import SECTIONS
 
 HEAVY = {"boto3", "botocore", "docker", "tensorflow", "PIL", "cryptography", "aws_encryption_sdk", "httpx"}
 
