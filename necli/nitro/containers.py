@@ -32,6 +32,7 @@ from necli.resources import resource_folder
 if TYPE_CHECKING:
     import docker
 
+DOCKER_HOST = "unix:///var/run/docker.sock"
 PORT = 5005
 PROXY_PORT = 8000
 PARENT_CID = 3
@@ -61,7 +62,7 @@ class BuiltContainer:
 
 
 @contextmanager
-def docker_client(host: str = "unix:///var/run/docker.sock") -> Iterator[docker.DockerClient]:
+def docker_client(host: str = DOCKER_HOST) -> Iterator[docker.DockerClient]:
     """:raises HostError: the Docker daemon isn't running, or is closed to this user."""
     import docker
 
@@ -229,6 +230,10 @@ def nitro_configuration(spec: BuildSpec) -> dict[str, Any]:
     value = configuration(spec)
     value["kms"] = {**value["kms"], "address": f"vsock:{PARENT_CID}:{PROXY_PORT}"}
     return {**value, "listen": f"vsock:{PORT}", "nsm": "/dev/nsm"}
+
+
+def payload_version(spec: BuildSpec) -> str:
+    return str(configuration(spec)["version"])
 
 
 def _files(folder: Path, prefix: str, exclude: tuple[str, ...]) -> Mapping[str, Path | bytes]:
