@@ -210,10 +210,10 @@ def write_context(file: IO[bytes], spec: BuildSpec, *, wheelhouse: Path, trust_r
             raise InputError(f"{folder} isn't a folder", hint="necli model pull")
     files: dict[str, Path | bytes] = {
         "Dockerfile": template / "Dockerfile",
-        "build/assemble.py": template / "assemble.py",
-        "build/requirements.txt": spec.payload.parent / "requirements.txt",
-        **{f"build/wheelhouse/{path.name}": path for path in sorted(wheelhouse.glob("*.whl"))},
-        **_files(package, "build/payload/enclave_payload", _JUNK),
+        "runtime/assemble.py": template / "assemble.py",
+        "runtime/requirements.txt": spec.payload.parent / "requirements.txt",
+        **{f"runtime/wheelhouse/{path.name}": path for path in sorted(wheelhouse.glob("*.whl"))},
+        **_files(package, "application/app/site/enclave_payload", _JUNK),
         **_files(spec.model, "application/model", _NOT_THE_MODEL),
         "application/config.json": json.dumps(
             nitro_configuration(spec), sort_keys=True, separators=(",", ":"), ensure_ascii=False

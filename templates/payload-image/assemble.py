@@ -1,10 +1,11 @@
 """Makes the root of the payload image, inside of the build and without network.
 
-    assemble.py BUILD IMAGE
+    assemble.py runtime|application BUILD IMAGE
 
-IMAGE holds the application already. Into it come the wheels, the interpreter with its standard library, and
-the shared libraries that these need: nothing else of the base image, so no shell, no package manager, no
-setuid program. The same input gives the same bytes: compiled in a fixed order, every time stamp equal.
+The runtime is the wheels, the interpreter with its standard library, and the shared libraries that these
+need: nothing else of the base image, so no shell, no package manager, no setuid program. The application is
+in its place already, and is compiled. The same input gives the same bytes: compiled in a fixed order, every
+time stamp equal.
 """
 
 from __future__ import annotations
@@ -55,20 +56,25 @@ for path in sys.stdin.read().splitlines():
 """
 
 
-def main(build: Path, image: Path) -> None:
+def main(part: str, build: Path, image: Path) -> None:
+    if part == "runtime":
+        add_runtime(build, image)
+        compile_python(image, image)
+    else:
+        compile_python(image / "app/site/enclave_payload", image)
+    normalise(image, int(os.environ["SOURCE_DATE_EPOCH"]))
+
+
+def add_runtime(build: Path, image: Path) -> None:
     site = image / "app/site"
     install_wheels(build, site)
     for pattern in NOT_IN_SITE:
         for path in list(site.rglob(pattern) if "/" not in pattern else site.glob(pattern)):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-    for package in build.glob("payload/*"):
-        shutil.copytree(package, site / package.name)
     copy_interpreter(image)
     copy_shared_libraries(image)
     for folder in ("tmp", "dev", "proc", "sys", "run", "var"):
         (image / folder).mkdir(exist_ok=True)
-    compile_python(image)
-    normalise(image, int(os.environ["SOURCE_DATE_EPOCH"]))
 
 
 def install_wheels(build: Path, site: Path) -> None:
@@ -130,8 +136,8 @@ def inside(image: Path, path: Path) -> Path:
     return image / path.relative_to("/")
 
 
-def compile_python(image: Path) -> None:
-    paths = sorted(str(path) for path in image.rglob("*.py"))
+def compile_python(folder: Path, image: Path) -> None:
+    paths = sorted(str(path) for path in folder.rglob("*.py"))
     # Compiled with the path that it will have, which stands in every traceback and in the .pyc itself.
     workers = [
         subprocess.Popen(
@@ -152,12 +158,15 @@ def compile_python(image: Path) -> None:
 
 def normalise(image: Path, epoch: int) -> None:
     for path in sorted(image.rglob("*"), reverse=True):
-        if not path.is_symlink():
-            executable = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
-            path.chmod(0o755 if executable else 0o644)
-        os.utime(path, (epoch, epoch), follow_symlinks=False)
+        now = path.lstat()
+        mode = 0o755 if stat.S_ISDIR(now.st_mode) or now.st_mode & stat.S_IXUSR else 0o644
+        # Untouched where it is right already: a change would copy the file into another layer.
+        if not path.is_symlink() and stat.S_IMODE(now.st_mode) != mode:
+            path.chmod(mode)
+        if now.st_mtime != epoch:
+            os.utime(path, (epoch, epoch), follow_symlinks=False)
     os.utime(image, (epoch, epoch))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
