@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 
 from necli.errors import InputError
@@ -43,6 +44,18 @@ class SealedMessage:
 def is_message(start: bytes) -> bool:
     """Whether a file starts as a message does; version 1 counts too, which the enclave refuses."""
     return start.startswith(_MESSAGE_STARTS)
+
+
+def context_of(message: bytes) -> Mapping[str, str]:
+    """The encryption context in a message's header, which nothing has authenticated here."""
+    from aws_encryption_sdk.exceptions import AWSEncryptionSDKClientError
+    from aws_encryption_sdk.internal.formatting.deserialize import deserialize_header
+
+    try:
+        header, _ = deserialize_header(BytesIO(message))
+    except AWSEncryptionSDKClientError as exc:
+        raise InputError(f"the message's header can't be read: {exc}", code="message_invalid") from exc
+    return dict(header.encryption_context)
 
 
 def seal(plaintext: bytes, *, kms: Any, key_arn: str, context: Mapping[str, str]) -> SealedMessage:

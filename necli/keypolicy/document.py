@@ -30,7 +30,24 @@ _KMS_CONDITION_KEY = re.compile(
     r"|WrappingKeySpec)",
     re.IGNORECASE,
 )
+_CONDITION_KEY = re.compile(
+    r"kms:(BypassPolicyLockoutSafetyCheck|CallerAccount|CustomerMasterKeySpec|CustomerMasterKeyUsage"
+    r"|DataKeyPairSpec|EncryptionAlgorithm|EncryptionContext:.+|EncryptionContextKeys|ExpirationModel"
+    r"|GrantConstraintType|GrantIsForAWSResource|GrantOperations|GranteePrincipal|KeyAgreementAlgorithm"
+    r"|KeyOrigin|KeySpec|KeyUsage|MacAlgorithm|MessageType|MultiRegion|MultiRegionKeyType|PrimaryRegion"
+    r"|ReEncryptOnSameKey|RecipientAttestation:(ImageSha384|(NitroTPM)?PCR([0-9]|[12][0-9]|3[01]))"
+    r"|ReplicaRegion|RequestAlias|ResourceAliases|RetiringPrincipal|RotationPeriodInDays"
+    r"|ScheduleKeyDeletionPendingWindowInDays|SigningAlgorithm|ValidTo|ViaService|WrappingAlgorithm"
+    r"|WrappingKeySpec)",
+    re.IGNORECASE,
+)
 _CONDITION_KEY = re.compile(r"[A-Za-z0-9-]+:.+", re.DOTALL)
+
+
+def is_known_key(condition_key: str) -> bool:
+    """Whether KMS knows it; keys of other services can't be told from wrong ones."""
+    known = _KMS_CONDITION_KEY if condition_key.lower().startswith("kms:") else _CONDITION_KEY
+    return known.fullmatch(condition_key) is not None
 
 
 class MalformedPolicy(InputError):
@@ -99,6 +116,13 @@ class Statement:
 
     def problems(self) -> Iterator[str]:
         """What PutKeyPolicy would refuse in this statement, or what can't be evaluated here."""
+        yield from self.malformed()
+        for condition in self.conditions:
+            if not is_known_key(condition.key):
+                yield f"{self.name}: the condition key {condition.key} does not exist"
+
+    def malformed(self) -> Iterator[str]:
+        """The same without condition keys that don't exist."""
         unknown = set(self.body) - {"Sid", "Effect", "Condition"}
         unknown -= {not_ + name for name in ("Principal", "Action", "Resource") for not_ in ("", "Not")}
         if unknown:
@@ -118,9 +142,6 @@ class Statement:
         for condition in self.conditions:
             if not condition.known:
                 yield f"{self.name}: the condition {condition.operator} on {condition.key} is not supported"
-            known_key = _KMS_CONDITION_KEY if condition.key.lower().startswith("kms:") else _CONDITION_KEY
-            if not known_key.fullmatch(condition.key):
-                yield f"{self.name}: the condition key {condition.key} does not exist"
 
 
 @dataclass(frozen=True)

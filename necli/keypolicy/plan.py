@@ -42,6 +42,7 @@ _DENY_SID = "DenyDecryptUnless"
 _OUR_ALLOW = re.compile(rf"{ALLOW_SID}\d*")
 _OUR_SID = re.compile(rf"{_OUR_ALLOW.pattern}|{_DENY_SID}(PCR\d+|{IMAGE})")
 _SAMPLE_PLACEHOLDER = "EXAMPLETOBEUPDATED"
+_OUR_PLACEHOLDER = "necli-no-measurement-yet"
 _SAME_VALUE = {"PCR0": IMAGE, IMAGE: "PCR0"}
 _ANY_IDENTITY_POLICY = Policy.from_json(
     {"Statement": {"Effect": "Allow", "Action": "*", "Resource": "*"}},
@@ -128,6 +129,11 @@ def is_ours(statement: Statement) -> bool:
     return statement.sid is not None and _OUR_SID.fullmatch(statement.sid) is not None
 
 
+def is_placeholder(value: str) -> bool:
+    """Whether it stands where a measurement belongs, and matches none."""
+    return value.lower() in (_SAMPLE_PLACEHOLDER.lower(), _OUR_PLACEHOLDER)
+
+
 def live_sets(policy: KeyPolicy) -> list[MeasurementSet]:
     """The measurement sets that our own Allow statements accept; none where only placeholders stand there."""
     return [
@@ -136,6 +142,14 @@ def live_sets(policy: KeyPolicy) -> list[MeasurementSet]:
         if statement.effect == "Allow" and statement.sid and _OUR_ALLOW.fullmatch(statement.sid)
         for accepted in sets_of(statement)
     ]
+
+
+def parent_in(policy: KeyPolicy) -> str | None:
+    """The one whom our own Allow statement lets decrypt."""
+    for statement in policy.statements:
+        if statement.sid == ALLOW_SID and statement.principal:
+            return next((each.value for each in statement.principal.values if each.kind == "AWS"), None)
+    return None
 
 
 def _measurement_sets(accepted: Sequence[Accepted]) -> list[MeasurementSet]:

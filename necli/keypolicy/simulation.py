@@ -7,13 +7,14 @@ is the key policy. Without a key at hand (a policy in a file) the account is the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from necli.keypolicy.document import KeyPolicy, Policy, Principal, Statement
 from necli.keypolicy.evaluate import Decision, RequestContext, caller_arns, evaluate
-from necli.keypolicy.measurement_set import ATTESTED, register_of
+from necli.keypolicy.measurement_set import ATTESTED, asked_for, register_of
+from necli.keypolicy.plan import live_sets
 
 _ACCOUNT_OF_AN_EXAMPLE = "111122223333"
 _ACCOUNT = re.compile(r"(?:arn:aws[\w-]*:(?:iam|sts)::)?(\d{12})(?::.*)?")
@@ -39,8 +40,7 @@ class Simulation:
 
     @property
     def somebody(self) -> str:
-        """A role of the account that the policy doesn't name, and to which IAM allows everything."""
-        return f"arn:aws:iam::{self.account}:role/whoever-iam-allows"
+        return somebody(self.account)
 
     @cached_property
     def callers(self) -> list[str]:
@@ -49,22 +49,34 @@ class Simulation:
             caller
             for statement in self.policy.statements
             if statement.effect == "Allow"
-            for caller in self.callers_named_in(statement)
+            for principal in (statement.principal.values if statement.principal else ())
+            for caller in self.callers_for(principal)
         ]
         return list(dict.fromkeys([*named, self.somebody, OUTSIDER]))
 
-    def callers_named_in(self, statement: Statement) -> Iterator[str]:
-        for principal in statement.principal.values if statement.principal else ():
-            if principal.kind == "AWS" and principal.valid:
-                yield from self._callers(principal)
+    @cached_property
+    def accepted(self) -> list[dict[str, str]]:
+        """Examples of what the policy means to accept: the values of registers that go together."""
+        if live := live_sets(self.policy):
+            return [dict(each.values) for each in live]
+        for effect in ("Allow", "Deny"):
+            named = [asked_for(each.conditions) for each in self.policy.statements if each.effect == effect]
+            together = {register: values for asked in named for register, values in asked.items() if values}
+            if together:
+                count = max(map(len, together.values()))
+                return [
+                    {register: values[min(number, len(values) - 1)] for register, values in together.items()}
+                    for number in range(count)
+                ]
+        return []
 
-    def _callers(self, principal: Principal) -> Iterator[str]:
+    def callers_for(self, principal: Principal) -> list[str]:
+        """Who a Principal element's entry lets in: itself, or an example for everybody whom it stands for."""
+        if principal.kind != "AWS" or not principal.valid:
+            return []
         if principal.value == "*":
-            yield from (self.somebody, OUTSIDER)
-        elif is_account(principal):
-            yield f"arn:aws:iam::{account_of(principal.value)}:role/whoever-iam-allows"
-        else:
-            yield principal.value
+            return [self.somebody, OUTSIDER]
+        return [somebody(account_of(principal.value)) if is_account(principal) else principal.value]
 
     def decide(
         self,
@@ -141,6 +153,11 @@ def favourable_context(statement: Statement) -> dict[str, str]:
 def is_account(principal: Principal) -> bool:
     """Whether it stands for a whole account: what IAM there allows is allowed."""
     return principal.kind == "AWS" and (principal.value.isdecimal() or principal.value.endswith(":root"))
+
+
+def somebody(account: str) -> str:
+    """A role of the account that no policy names, and to which IAM allows everything."""
+    return f"arn:aws:iam::{account}:role/whoever-iam-allows"
 
 
 def account_of(arn: str) -> str:

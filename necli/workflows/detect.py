@@ -11,12 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from necli import kms
 from necli.annotation import FoundObject
-from necli.backends import EnclaveInfo
 from necli.envelope import is_message
 from necli.errors import AccessDenied, InputError, MeasurementMismatch, NecliError, NotReady, ServiceFailed
 from necli.receipt import Receipt, input_digest
+from necli.workflows.denial import explain_denial
 from necli.workflows.encrypt import encrypt_image, read_input
 from necli.workflows.workload import ENCLAVE, Workload
 
@@ -137,40 +136,20 @@ class EnclaveSession:
         )
         with _well_formed():
             if response.status_code != 200:
-                raise self._error(response)
+                raise self._error(response, message)
             body = response.json()
             document = base64.b64decode(body["receipt"], validate=True)
             return body, Receipt(body["answer"], document, nonce)
 
-    def _error(self, response: httpx.Response) -> NecliError:
+    def _error(self, response: httpx.Response, sent: bytes) -> NecliError:
         error = response.json()["error"]
         code, message, detail = str(error["code"]), str(error["message"]), error.get("detail") or {}
         if code == "access_denied":
-            return explain_denial(self._workload, self.enclave, str(detail.get("aws_message", message)))
+            reason = str(detail.get("aws_message", message))
+            return explain_denial(self._workload, self.enclave, sent, reason)
         kind, hint = _ERRORS.get(code, _UNKNOWN)
         extra = "".join(f"; {name}: {value}" for name, value in detail.items())
         return kind(f"the enclave says: {message}{extra}", hint=hint, code=code)
-
-
-def explain_denial(workload: Workload, enclave: EnclaveInfo, aws_message: str) -> AccessDenied:
-    """Tell a policy that isn't bound to this image yet from everything else that KMS may refuse."""
-    if enclave.debug:
-        return AccessDenied(
-            f"KMS refused the data key: the enclave {enclave.name} runs in debug mode and attests zeros",
-            hint=f"necli enclave stop {enclave.name}, then necli up",
-            code="debug_mode",
-        )
-    key_arn = workload.key().arn
-    policy = kms.read_policy(workload.kms("administrator"), key_arn)
-    if not workload.policy_allows(policy, enclave.measurements, key_arn):
-        return AccessDenied(
-            f"KMS refused the data key: the key policy isn't bound to the measurements of {enclave.name}",
-            hint="run necli policy update",
-            code="policy_not_updated",
-        )
-    return AccessDenied(
-        f"KMS refused the data key: {aws_message}", hint="run necli doctor", code="access_denied"
-    )
 
 
 def _found(value: Mapping[str, Any]) -> FoundObject:

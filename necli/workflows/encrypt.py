@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from necli.envelope import CONTEXT, MAX_PLAINTEXT_BYTES, is_message, seal
+from necli.envelope import MAX_PLAINTEXT_BYTES, is_message, seal
 from necli.errors import InputError, NecliError
 from necli.home import host_errors
 from necli.workflows.workload import Workload
@@ -53,15 +53,9 @@ def encrypt_image(workload: Workload, image: bytes, file: Path, context: Mapping
         image,
         kms=workload.kms("owner"),
         key_arn=workload.key().arn,
-        context={**required_context(workload), **context},
+        context={**workload.required_context(), **context},
     )
     return sealed.message
-
-
-def required_context(workload: Workload) -> Mapping[str, str]:
-    """What the built enclave asks for; before there is one, what it will ask for by default."""
-    build = workload.state.build
-    return build.encryption_context if build else CONTEXT
 
 
 def _is_image(content: bytes) -> bool:

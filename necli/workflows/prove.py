@@ -18,7 +18,6 @@ from necli.envelope import SealedMessage, WrappedKey, seal
 from necli.errors import NecliError
 from necli.keypolicy import KeyPolicy
 from necli.workflows.detect import EnclaveSession
-from necli.workflows.encrypt import required_context
 from necli.workflows.workload import ENCLAVE, Workload
 
 REFUSED = "AccessDeniedException"
@@ -105,7 +104,7 @@ def _seal_picture(workload: Workload) -> SealedMessage:
         picture.getvalue(),
         kms=workload.kms("owner"),
         key_arn=workload.key().arn,
-        context=required_context(workload),
+        context=workload.required_context(),
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from necli.backends import Backend, EnclaveInfo, Identity
+from necli.envelope import CONTEXT
 from necli.errors import MeasurementMismatch, NotReady
 from necli.home import Home
-from necli.keypolicy import KeyPolicy, RequestContext, caller_arns, evaluate
+from necli.keypolicy import KeyPolicy, caller_arns, evaluate
+from necli.keypolicy.measurement_set import attested_registers
+from necli.keypolicy.simulation import request_of
 from necli.measurements import Measurements
 from necli.progress import Progress
 from necli.state import Build, Key, State
@@ -93,12 +96,12 @@ class Workload:
 
     def policy_allows(self, policy: KeyPolicy, measurements: Measurements, key_arn: str) -> bool:
         """Whether KMS lets an enclave that attests these measurements decrypt for the parent."""
-        context = {
-            f"kms:RecipientAttestation:PCR{index}": value.hex()
-            for index, value in measurements.pcrs().items()
-        }
         parent = self.backend.parent_arn
-        request = RequestContext(
-            caller_arns(parent), "kms:Decrypt", key_arn, account=parent.split(":")[4], context=context
-        )
-        return evaluate(policy, request).allowed
+        attested = attested_registers(measurements, caller_arns(parent)[-1])
+        context = {f"kms:EncryptionContext:{name}": value for name, value in self.required_context().items()}
+        return evaluate(policy, request_of(parent, "kms:Decrypt", key_arn, attested, context)).allowed
+
+    def required_context(self) -> Mapping[str, str]:
+        """What the built enclave asks for; before there is one, what it will ask for by default."""
+        build = self.state.build
+        return build.encryption_context if build else CONTEXT
