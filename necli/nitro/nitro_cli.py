@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
@@ -20,7 +21,7 @@ _INSTALL_HINT = "run necli setup on the parent instance"
 _BUILD_TIMEOUT_S = 3600.0
 _RUN_TIMEOUT_S = 300.0
 _ASK_TIMEOUT_S = 60.0
-_LAST_LINES_S = 2.0
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -167,36 +168,31 @@ class NitroCli:
     ) -> str:
         # The reason for a failed build stands only in the backtrace.
         full = {**os.environ, **self.environment, "BACKTRACE": "1", **environment}
-        chatter: list[str] = []
-        with tempfile.TemporaryFile() as answer, self._start(arguments, full, answer) as process:
-            reader = threading.Thread(target=_read_lines, args=(process, chatter, on_line), daemon=True)
-            reader.start()
+        # Files, not pipes: what run-enclave leaves behind keeps them open, and nobody waits for their end.
+        with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as chatter:
+            process = self._start(arguments, full, answer, chatter)
             try:
-                status = process.wait(timeout)
+                _follow(process, chatter, on_line, timeout)
             except subprocess.TimeoutExpired as exc:
                 message = f"nitro-cli {arguments[0]} wasn't done after {timeout:g} s"
                 raise ServiceFailed(message, hint="run necli doctor, then try again") from exc
             finally:
                 process.kill()
-                # What run-enclave leaves behind may hold stderr open: its end isn't waited for.
-                reader.join(_LAST_LINES_S)
-            if status:
-                raise failure_of(arguments[0], "".join(chatter), status)
-            answer.seek(0)
-            return answer.read().decode(errors="replace")
+                process.wait()
+            if process.returncode:
+                raise failure_of(arguments[0], _content(chatter), process.returncode)
+            return _content(answer)
 
     def _start(
-        self, arguments: list[str], environment: Mapping[str, str], answer: IO[bytes]
-    ) -> subprocess.Popen[str]:
+        self, arguments: list[str], environment: Mapping[str, str], answer: IO[bytes], chatter: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
                 [self.path, *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=answer,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
+                stderr=chatter,
             )
         except FileNotFoundError as exc:
             raise HostError(f"{self.path} isn't installed", hint=_INSTALL_HINT) from exc
@@ -204,8 +200,22 @@ class NitroCli:
             raise HostError(f"can't start {self.path}: {exc.strerror}", hint=_INSTALL_HINT) from exc
 
 
-def _read_lines(process: subprocess.Popen[str], chatter: list[str], on_line: Callable[[str], None]) -> None:
-    if process.stderr:
-        for line in process.stderr:
-            chatter.append(line)
-            on_line(line.rstrip())
+def _follow(
+    process: subprocess.Popen[bytes], chatter: IO[bytes], on_line: Callable[[str], None], timeout: float
+) -> None:
+    """Wait for the end, and pass on each line of the chatter as it comes."""
+    deadline, told = time.monotonic() + timeout, 0
+    while process.returncode is None:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL_S)
+        lines = _content(chatter).split("\n")[:-1]
+        for line in lines[told:]:
+            on_line(line)
+        told = len(lines)
+        if process.returncode is None and time.monotonic() > deadline:
+            raise subprocess.TimeoutExpired(process.args, timeout)
+
+
+def _content(file: IO[bytes]) -> str:
+    """From its start, without moving the position at which the process writes."""
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")

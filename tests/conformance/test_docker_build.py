@@ -44,7 +44,7 @@ from necli.workflows.workload import Workload
 from tests.conformance.docker_engine import base_image, running_engine
 from tests.local.payloads import make_spec
 
-pytestmark = pytest.mark.conformance
+pytestmark = [pytest.mark.conformance, pytest.mark.timeout(1800)]
 
 LOCK = resource_folder("enclave_payload") / "requirements.txt"
 WHEELS = find_home(os.environ).cache / "wheels"
