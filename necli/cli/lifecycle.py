@@ -23,6 +23,12 @@ ModelOption = Annotated[
     str | None, typer.Option(metavar="NAME|PATH", help="The model to build in; see necli model list.")
 ]
 KmsClientOption = Annotated[Literal["native", "kmstool"], typer.Option(help="How the enclave talks to KMS.")]
+BaseImageOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME@sha256:…", help="On nitro: the Docker image that brings Python 3.11 and pip, by digest."
+    ),
+]
 
 
 @app.command()
@@ -48,14 +54,26 @@ def build(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Put a copy of the image here.")
     ] = None,
+    base_image: BaseImageOption = None,
+    signing_certificate: Annotated[
+        Path | None, typer.Option(help="On nitro: sign the image; the certificate becomes PCR8.")
+    ] = None,
+    private_key: Annotated[
+        str | None, typer.Option(metavar="FILE|ARN", help="The certificate's key: a PEM file or a KMS key.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Build twice, the second time without caches, and compare.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Build the enclave image, and measure it."""
-    from necli.workflows.build import BuildOptions, build_image
+    from necli.workflows.build import BuildOptions, build_image, signing_with
 
+    signing = signing_with(signing_certificate, private_key)
     screen, workload = terminal(ctx), workload_of(ctx)
     with workload.home.lock("build"):
-        built = build_image(workload, BuildOptions(model, kms_client, output))
+        options = BuildOptions(model, kms_client, output, base_image, signing, check)
+        built = build_image(workload, options)
     if screen.json:
         screen.print_json(built.to_json())
         return
@@ -68,6 +86,7 @@ def up(
     ctx: typer.Context,
     model: ModelOption = None,
     kms_client: KmsClientOption = "native",
+    base_image: BaseImageOption = None,
     json: JsonOption = False,
 ) -> None:
     """Setup, build, run and policy update, as far as needed."""
@@ -76,7 +95,7 @@ def up(
 
     screen, workload = terminal(ctx), workload_of(ctx)
     with workload.home.lock("up"):
-        running = bring_up(workload, BuildOptions(model, kms_client))
+        running = bring_up(workload, BuildOptions(model, kms_client, base_image=base_image))
     if screen.json:
         screen.print_json(
             {

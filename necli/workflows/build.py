@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from necli.backends import BuildSpec, BuiltEif
 from necli.envelope import CONTEXT
-from necli.errors import MeasurementMismatch
+from necli.errors import MeasurementMismatch, UsageError
 from necli.home import host_errors
 from necli.models import DEFAULT_MODEL, InstalledModel, ensure_model
+from necli.nitro.nitro_cli import Signing
+from necli.progress import Progress
 from necli.resources import resource_folder
 from necli.state import Build, Key
 from necli.workflows.workload import Workload
@@ -28,21 +30,39 @@ class BuildOptions:
     kms_client: KmsClient = "native"
     output: Path | None = None
     """Where to put a copy of the image."""
+    base_image: str | None = None
+    signing: Signing | None = None
+    check: bool = False
+    """Build a second time, with nothing out of a cache, and compare."""
+
+
+def signing_with(certificate: Path | None, private_key: str | None) -> Signing | None:
+    """:raises UsageError: only one of the two is given."""
+    if certificate is None and private_key is None:
+        return None
+    if certificate is None or private_key is None:
+        raise UsageError("a signature needs certificate and key", hint="give both options, or neither")
+    return Signing(certificate, private_key)
 
 
 def build_image(workload: Workload, options: BuildOptions) -> Build:
     """Build the image for the key and record what it measures.
 
     :raises NotReady: there is no key to bake in.
-    :raises MeasurementMismatch: the file on disk isn't what was meant to be written.
+    :raises MeasurementMismatch: the file on disk isn't what was meant to be written, or a second build
+        measures something else (code `not_reproducible`).
     """
+    if options.signing and workload.target == "local":
+        raise UsageError("images for the local target aren't signed", hint="leave out --signing-certificate")
     key = workload.key()
     model = _model(workload, options.model)
     # kmstool_enclave_cli has no way to send an encryption context.
     context = CONTEXT if options.kms_client == "native" else {}
-    spec = _spec(workload, key, model, options.kms_client, context)
+    spec = _spec(workload, key, model, options, context)
     built = workload.backend.build_eif(spec, workload.progress)
     _verify(workload, built)
+    if options.check:
+        _build_again(workload, spec, built)
     build = Build(
         path=built.path,
         measurements=built.measurements,
@@ -70,7 +90,7 @@ def _model(workload: Workload, wanted: str | None) -> InstalledModel:
 
 
 def _spec(
-    workload: Workload, key: Key, model: InstalledModel, kms_client: KmsClient, context: dict[str, str]
+    workload: Workload, key: Key, model: InstalledModel, options: BuildOptions, context: dict[str, str]
 ) -> BuildSpec:
     return BuildSpec(
         name="necli",
@@ -81,7 +101,9 @@ def _spec(
         key_arn=key.arn,
         region=workload.backend.region,
         encryption_context=context,
-        kms_client=kms_client,
+        kms_client=options.kms_client,
+        base_image=options.base_image,
+        signing=options.signing,
     )
 
 
@@ -94,6 +116,24 @@ def _verify(workload: Workload, built: BuiltEif) -> None:
                 f"{built.path} doesn't measure what was written into it", hint="run necli build again"
             )
         step.note(f"PCR0 {built.measurements.pcr0.hex()[:16]}… read back from the file")
+
+
+def _build_again(workload: Workload, spec: BuildSpec, built: BuiltEif) -> None:
+    from necli.eif import diff_eifs, read_eif
+
+    with workload.progress.step("Second build") as step:
+        again = workload.backend.build_eif(replace(spec, name=f"{spec.name}-check", fresh=True), Progress())
+        if again.measurements != built.measurements:
+            found = diff_eifs(read_eif(built.path), read_eif(again.path))
+            first = ", ".join(change.name for change in found.files[:3])
+            raise MeasurementMismatch(
+                f"a second build has another {' and '.join(found.pcrs)}: {', '.join(found.sections)} differ"
+                + (f", {first} first of {len(found.files)} files" if first else ""),
+                hint=f"necli eif diff {built.path} {again.path}",
+                code="not_reproducible",
+            )
+        again.path.unlink()
+        step.note("measures the same")
 
 
 def _copy(source: Path, target: Path) -> None:
