@@ -190,6 +190,19 @@ class Backend(ABC):
     def credentials_for_enclave(self) -> Credentials:
         """The parent's own: what it passes to the enclave with a request."""
 
+    def expired_credentials(self) -> Credentials | None:
+        """A session of the parent's that is over; None where none can be had."""
+        return None
+
+    def document_of_another_enclave(
+        self, pcrs: Mapping[int, bytes], *, public_key: bytes, made_at: datetime
+    ) -> bytes | None:
+        """What the platform signs for an enclave of the parent's own that measures `pcrs`.
+
+        None where only such an enclave could have it, which is so wherever nothing is simulated.
+        """
+        return None
+
     @abstractmethod
     def build_eif(self, spec: BuildSpec, progress: Progress) -> BuiltEif: ...
 

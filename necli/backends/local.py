@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,11 +28,14 @@ from necli.process import Daemon, open_lock
 from necli.progress import Progress
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import httpx
 
     from necli.attestation import TrustedRoot
     from necli.local.enclave import LocalEnclave
     from necli.local.identities import Identities
+    from necli.local.identities import Identity as LocalIdentity
     from necli.local.pki import LocalPki
 
 READY_TIMEOUT_S = 180.0
@@ -150,8 +153,18 @@ class LocalBackend(Backend):
         return str(getattr(self._identities, identity).role_arn)
 
     def credentials_for_enclave(self) -> Credentials:
-        parent = self._identities.parent.credentials
-        return Credentials(parent.access_key_id, parent.secret_access_key, parent.session_token)
+        return _session_of(self._identities.parent)
+
+    def expired_credentials(self) -> Credentials:
+        return _session_of(self._identities.parent_before)
+
+    def document_of_another_enclave(
+        self, pcrs: Mapping[int, bytes], *, public_key: bytes, made_at: datetime
+    ) -> bytes:
+        from necli.local.nsm import SimulatedNsm
+
+        nsm = SimulatedNsm(self._pki, "i-0-another", pcrs, clock=lambda: made_at)
+        return nsm.attest(public_key=public_key)
 
     def build_eif(self, spec: BuildSpec, progress: Progress) -> BuiltEif:
         from necli.local.image import build_local_eif
@@ -372,6 +385,11 @@ class LocalBackend(Backend):
             daemon.start(ready, timeout=READY_TIMEOUT_S)
         except ServiceFailed as exc:
             raise enclave.failure() or exc from exc
+
+
+def _session_of(identity: LocalIdentity) -> Credentials:
+    given = identity.credentials
+    return Credentials(given.access_key_id, given.secret_access_key, given.session_token)
 
 
 def choose_cpus(count: int) -> list[int]:

@@ -19,7 +19,7 @@ app = typer.Typer()
 EXIT_CODES = {"PASS": 0, "FAIL": 10, "INCONCLUSIVE": 11}
 _MEANING = {
     "PASS": "the enclave can decrypt, the parent instance can't",
-    "FAIL": "the parent instance can read the data: look at necli policy show",
+    "FAIL": "what must be refused was not: look at necli policy lint",
     "INCONCLUSIVE": "nothing is proven: something else than the key policy was in the way",
 }
 
@@ -28,8 +28,9 @@ _MEANING = {
 def prove(ctx: typer.Context, enclave: EnclaveOption = "necli", json: JsonOption = False) -> None:
     """Show that the parent instance can't decrypt.
 
-    It tries to, with its own credentials, while the enclave decrypts the same data key. Exit code 0: KMS
-    refused the parent. 10: it could decrypt. 11: inconclusive, for example because KMS didn't answer.
+    The enclave decrypts a message; then everything is tried that the parent could do to read it or to pass
+    off something else. Exit code 0: each attempt met the refusal that belongs to it. 10: one succeeded.
+    11: inconclusive, for example because KMS didn't answer.
     """
     screen, workload = terminal(ctx), workload_of(ctx)
     proof = show_attempts(screen, workload, enclave)
@@ -42,14 +43,15 @@ def prove(ctx: typer.Context, enclave: EnclaveOption = "necli", json: JsonOption
 
 def show_attempts(screen: Terminal, workload: Workload, enclave: str) -> Proof:
     """Make the attempts, and show each as soon as it was made."""
+    from necli.workflows.attacks import ATTACKS
     from necli.workflows.prove import Proof, attempts
 
-    cases = []
+    cases, width = [], max(len(attack.name) for attack in ATTACKS)
     for case in attempts(workload, enclave):
         cases.append(case)
         level = {"PASS": "ok", "FAIL": "failed"}.get(case.verdict, "warning")
         unexpected = None if case.verdict == "PASS" else f"expected: {case.expected}"
-        screen.finding(level, case.name, case.observed, unexpected)
+        screen.finding(level, case.name, case.observed, unexpected, width=width)
     proof = Proof(cases)
     screen.verdict(proof.verdict, _MEANING[proof.verdict])
     return proof

@@ -106,13 +106,15 @@ class Terminal:
             line = Text.assemble((f"{name:<{width}}", "dim"), "  ", _cell(value))
             self._people.print(line, soft_wrap=True)
 
-    def finding(self, level: str, check: str, detail: str, fix: str | None) -> None:
-        """One line of a check-up, and below it what helps."""
+    def finding(
+        self, level: str, check: str, detail: str, fix: str | None, *, width: int = _CHECK_WIDTH
+    ) -> None:
+        """One line of a check-up, and below it what helps; `width` is that of the longest `check`."""
         mark = {"ok": ("✓", "green"), "warning": ("!", "bold yellow")}.get(level, ("✗", "bold red"))
-        line = Text.assemble(mark, " ", f"{check:<{_CHECK_WIDTH}}", "  ", _printable(detail))
+        line = Text.assemble(mark, " ", f"{check:<{width}}", "  ", _printable(detail))
         self._people.print(line, soft_wrap=True)
         if fix:
-            indent = " " * (_CHECK_WIDTH + 4)
+            indent = " " * (width + 4)
             self._people.print(Text.assemble(indent, ("→ ", "cyan"), _printable(fix)), soft_wrap=True)
 
     def verdict(self, verdict: str, meaning: str) -> None:

@@ -1,4 +1,4 @@
-"""The three identities of the local account: who they are, what IAM lets them do, and their credentials."""
+"""The identities of the local account: who they are, what IAM lets them do, and their credentials."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from necli.keypolicy.document import Policy
 
 ACCOUNT = "111122223333"
 _SESSION = "necli-local"
+_ENDED = "parent_before"
+_LONG_AGO = "2020-01-01T00:00:00+00:00"
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,15 @@ class Identities:
     administrator: Identity
     parent: Identity
     owner: Identity
+    parent_before: Identity
+    """A session of the parent's role that has ended: what it may do now is nothing."""
 
     def __iter__(self) -> Iterator[Identity]:
         return iter((self.administrator, self.parent, self.owner))
 
     def with_access_key(self, access_key_id: str) -> Identity | None:
-        return next((who for who in self if who.credentials.access_key_id == access_key_id), None)
+        known = (*self, self.parent_before)
+        return next((who for who in known if who.credentials.access_key_id == access_key_id), None)
 
 
 def _allow(*actions: str) -> Policy:
@@ -112,12 +117,15 @@ def ensure_identities(home: Home) -> Identities:
         stored = read_json(path)
         if stored is None:
             stored = {name: _new_credentials() for name in _ROLES}
+        if isinstance(stored, dict) and _ENDED not in stored:
+            stored[_ENDED] = _new_credentials(expiration=_LONG_AGO)
             write_json_atomically(path, stored)
     try:
+        roles = {**_ROLES, _ENDED: _ROLES["parent"]}
         return Identities(
             **{
                 name: Identity(name, role, policy, _credentials(stored[name]))
-                for name, (role, policy) in _ROLES.items()
+                for name, (role, policy) in roles.items()
             }
         )
     except (KeyError, TypeError, ValueError) as exc:
@@ -143,13 +151,13 @@ def write_aws_files(home: Home, identities: Identities, region: str, endpoint: s
     write_atomically(home.aws / "credentials", _text(credentials))
 
 
-def _new_credentials() -> dict[str, Any]:
+def _new_credentials(expiration: str | None = None) -> dict[str, Any]:
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
     return {
         "access_key_id": "ASIA" + "".join(secrets.choice(alphabet) for _ in range(16)),
         "secret_access_key": secrets.token_urlsafe(30),
         "session_token": secrets.token_urlsafe(96),
-        "expiration": None,
+        "expiration": expiration,
     }
 
 

@@ -79,6 +79,11 @@ class SimulatedNsm:
             answer = {"Error": "InternalError"}
         return cbor2.dumps(answer)
 
+    def attest(self, **fields: bytes | None) -> bytes:
+        """A document, as `Attestation` gives it. Raises NsmRefusal."""
+        with self._lock:
+            return self._attest(fields)
+
     def _answer(self, request: bytes) -> Any:
         if len(request) > MAX_REQUEST_BYTES:
             raise NsmRefusal("InputTooLarge")

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from necli.annotation import FoundObject
+from necli.backends import Credentials
 from necli.envelope import is_message
 from necli.errors import AccessDenied, InputError, MeasurementMismatch, NecliError, NotReady, ServiceFailed
 from necli.receipt import Receipt, input_digest
@@ -87,7 +89,7 @@ class EnclaveSession:
                 code="enclave_outdated",
             )
         self._client = workload.backend.connect(name)
-        self._headers = _credential_headers(workload)
+        self._headers = _credential_headers(workload.backend.credentials_for_enclave())
         self._roots = workload.backend.attestation_roots()
 
     def detect(self, file: Path, *, min_score: float, context: Mapping[str, str] | None = None) -> Detection:
@@ -117,11 +119,13 @@ class EnclaveSession:
                 photo=photo,
             )
 
-    def detect_message(self, message: bytes, *, min_score: float = 0.4) -> None:
-        """Ask about a message and drop what is found; raises as `detect` does."""
-        self._ask(message, min_score)
+    def detect_message(self, message: bytes, *, credentials: Credentials | None = None) -> None:
+        """Ask about a message, maybe with other credentials, and drop what is found; raises as `detect`."""
+        self._ask(message, 1.0, _credential_headers(credentials) if credentials else {})
 
-    def _ask(self, message: bytes, min_score: float) -> tuple[dict[str, Any], Receipt]:
+    def _ask(
+        self, message: bytes, min_score: float, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[dict[str, Any], Receipt]:
         nonce = os.urandom(_NONCE_BYTES)
         encoded_nonce = base64.urlsafe_b64encode(nonce).rstrip(b"=").decode()
         response = self._client.post(
@@ -130,6 +134,7 @@ class EnclaveSession:
             content=message,
             headers={
                 **self._headers,
+                **headers,
                 "content-type": "application/octet-stream",
                 "x-necli-nonce": encoded_nonce,
             },
@@ -157,8 +162,7 @@ def _found(value: Mapping[str, Any]) -> FoundObject:
     return FoundObject(str(value["name"]), float(value["score"]), (top, left, bottom, right))
 
 
-def _credential_headers(workload: Workload) -> dict[str, str]:
-    credentials = workload.backend.credentials_for_enclave()
+def _credential_headers(credentials: Credentials) -> dict[str, str]:
     headers = {
         "x-aws-access-key-id": credentials.access_key_id,
         "x-aws-secret-access-key": credentials.secret_access_key,

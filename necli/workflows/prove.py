@@ -1,27 +1,19 @@
-"""Tries to break the promise: can the parent instance read what was encrypted for the enclave?
+"""Tries to break the promise: can the parent instance read, or alter, what was encrypted for the enclave?
 
-A refusal counts as proof only if it is KMS's AccessDeniedException, for a data key that the enclave opens
-under the same policy in the same run. Anything else (a typo, a dead KMS) proves nothing.
+A refusal counts as proof only if it is the one that belongs to the attack, for a message that the enclave
+opens under the same policy in the same run. Anything else (a typo, a dead KMS) proves nothing.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 from typing import Any
 
-from necli import kms
-from necli.envelope import SealedMessage, WrappedKey, seal
 from necli.errors import NecliError
-from necli.keypolicy import KeyPolicy
-from necli.workflows.detect import EnclaveSession
+from necli.workflows.attacks import ATTACKS, Attack, NotTriable, Scene
 from necli.workflows.workload import ENCLAVE, Workload
-
-REFUSED = "AccessDeniedException"
-DESTINATION_ALIAS = "alias/necli-prove-destination"
 
 
 class Verdict(StrEnum):
@@ -36,6 +28,8 @@ class Case:
     expected: str
     observed: str
     verdict: Verdict
+    tried: str
+    """A sentence for somebody who doesn't know necli."""
 
 
 @dataclass(frozen=True)
@@ -57,95 +51,40 @@ class Proof:
 
 
 def attempts(workload: Workload, name: str = ENCLAVE) -> Iterator[Case]:
-    """One data key, made now: the enclave opens it, and the parent must not.
+    """One data key and one message, made now: the enclave opens it, and nobody else gets anywhere with it.
 
-    1. The enclave decrypts it: the key is good and the policy is in force (the positive control).
-    2. The parent asks KMS to decrypt it.
-    3. The parent asks KMS to re-encrypt it under another key, which it could use: the way around.
+    First the positive control: the message is good and the policy is in force. Then every attack that this
+    target has the means for.
     """
-
-    @cache
-    def sealed() -> SealedMessage:
-        return _seal_picture(workload)
-
-    yield _control(lambda: EnclaveSession(workload, name).detect_message(sealed().message))
-    yield _attempt("parent Decrypt", lambda: _decrypt(workload, sealed().data_key))
-    yield _attempt("parent ReEncrypt", lambda: _reencrypt(workload, sealed().data_key))
+    scene = Scene(workload, name)
+    yield _control(lambda: scene.ask_enclave(scene.message))
+    for attack in ATTACKS:
+        try:
+            yield _attempt(attack, scene)
+        except NotTriable:
+            continue
 
 
 def _control(decrypt: Callable[[], None]) -> Case:
     name, expected = "enclave Decrypt", "plaintext"
+    tried = "The enclave decrypts the message, as it should: without this, no refusal below means anything."
     try:
         decrypt()
     except NecliError as exc:
-        return Case(name, expected, _described(exc), Verdict.INCONCLUSIVE)
-    return Case(name, expected, expected, Verdict.PASS)
+        return Case(name, expected, _described(exc), Verdict.INCONCLUSIVE, tried)
+    return Case(name, expected, expected, Verdict.PASS, tried)
 
 
-def _attempt(name: str, attack: Callable[[], None]) -> Case:
+def _attempt(attack: Attack, scene: Scene) -> Case:
+    name, expected, tried = attack.name, attack.expected, attack.tried
     try:
-        attack()
+        attack.make(scene)
     except NecliError as exc:
-        verdict = Verdict.PASS if exc.code == REFUSED else Verdict.INCONCLUSIVE
-        return Case(name, REFUSED, REFUSED if verdict == Verdict.PASS else _described(exc), verdict)
-    return Case(name, REFUSED, "the parent got the data key", Verdict.FAIL)
+        if exc.code == expected:
+            return Case(name, expected, expected, Verdict.PASS, tried)
+        return Case(name, expected, _described(exc), Verdict.INCONCLUSIVE, tried)
+    return Case(name, expected, "it was not refused", Verdict.FAIL, tried)
 
 
 def _described(error: NecliError) -> str:
     return f"{error.code or type(error).__name__}: {error.message}"
-
-
-def _seal_picture(workload: Workload) -> SealedMessage:
-    from PIL import Image
-
-    picture = io.BytesIO()
-    Image.new("RGB", (64, 64), "white").save(picture, "PNG")
-    return seal(
-        picture.getvalue(),
-        kms=workload.kms("owner"),
-        key_arn=workload.key().arn,
-        context=workload.required_context(),
-    )
-
-
-def _decrypt(workload: Workload, data_key: WrappedKey) -> None:
-    with kms.kms_errors("decrypt the data key as the parent"):
-        workload.kms("parent").decrypt(
-            KeyId=data_key.key_arn,
-            CiphertextBlob=data_key.ciphertext,
-            EncryptionContext=dict(data_key.encryption_context),
-        )
-
-
-def _reencrypt(workload: Workload, data_key: WrappedKey) -> None:
-    destination = _key_of_the_parents_own(workload)
-    with kms.kms_errors("re-encrypt the data key as the parent"):
-        workload.kms("parent").re_encrypt(
-            CiphertextBlob=data_key.ciphertext,
-            SourceKeyId=data_key.key_arn,
-            SourceEncryptionContext=dict(data_key.encryption_context),
-            DestinationKeyId=destination,
-        )
-
-
-def _key_of_the_parents_own(workload: Workload) -> str:
-    """A key that the parent may use in every way, as an attacker would have; made once.
-
-    That the parent can encrypt under it shows that a refusal is about our key, not about this one.
-    """
-    administrator = workload.kms("administrator")
-    arn = kms.find_key(administrator, DESTINATION_ALIAS)
-    if arn is None:
-        policy = _open_policy(workload)
-        arn = kms.create_key(administrator, policy, "necli prove: where an attacker would move a data key")
-        kms.point_alias(administrator, DESTINATION_ALIAS, arn)
-    with kms.kms_errors("encrypt under a key of the parent's own"):
-        workload.kms("parent").encrypt(KeyId=arn, Plaintext=b"necli prove")
-    return arn
-
-
-def _open_policy(workload: Workload) -> KeyPolicy:
-    account = workload.backend.parent_arn.split(":")[4]
-    principals = [f"arn:aws:iam::{account}:root", workload.backend.parent_arn]
-    statement = {"Effect": "Allow", "Principal": {"AWS": principals}, "Action": "kms:*", "Resource": "*"}
-    return KeyPolicy.from_json({"Version": "2012-10-17", "Statement": [{"Sid": "All", **statement}]})
