@@ -104,6 +104,7 @@ FAULTS: Mapping[str, Fault] = {
     ),
 }
 
+_NOT_AN_IMAGE = Fault(InputError, "the file isn't a valid image", "name an .eif file, or build it anew")
 _BLOBS = Fault(
     HostError, "nitro-cli's blobs are missing", "install aws-nitro-enclaves-cli-devel: necli setup"
 )
@@ -192,7 +193,7 @@ def failure_of(command: str, output: str, status: int) -> NecliError:
         ((code, text) for code, text in found if code not in _FOLLOWS_FROM_ANOTHER),
         found[0] if found else (None, ""),
     )
-    fault = _known(code, output)
+    fault = _NOT_AN_IMAGE if (command, code) == ("describe-eif", "E35") else _known(code, output)
     if fault is None:
         tail = "".join(f"\n  {line}" for line in output.strip().splitlines()[-_TAIL_LINES:])
         error = ServiceFailed if status > 0 else HostError

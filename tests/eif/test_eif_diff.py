@@ -13,22 +13,8 @@ import pytest
 from necli.eif import EifDifference, FileChange, InvalidEif, diff_eifs, image_metadata, read_eif, write_eif
 from necli.eif.listing import kind_of, list_ramdisk
 from tests.cli.program import Necli
+from tests.eif.ramdisks import DEVICE, END, FOLDER, LINK, member
 
-FOLDER, FILE, LINK, DEVICE = (
-    kind | 0o755 for kind in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK, stat.S_IFCHR)
-)
-
-
-def member(
-    name: str, data: bytes = b"", *, mode: int = FILE, mtime: int = 7, owner: int = 0, device: int = 0
-) -> bytes:
-    raw = name.encode() + b"\0"
-    fields = (1, mode, owner, owner, 1, mtime, len(data), 0, 0, device, device, len(raw), 0)
-    head = b"070701" + b"".join(b"%08X" % field for field in fields) + raw
-    return head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
-
-
-END = member("TRAILER!!!")
 AS_LINUXKIT = (
     member("./bin", mode=FOLDER)
     + member("/bin/init", b"elf" * 400_000)
