@@ -200,7 +200,9 @@ def lint(ctx: typer.Context, file: FileOption = None, json: JsonOption = False) 
             screen.say(f"  {finding.message}")
             screen.say(f"  → {finding.fix}")
         counts = Counter[str](finding.severity for finding in findings)
-        screen.say(", ".join(f"{counts[level]} {level}" for level in styles))
+        screen.say(
+            f"{counts['error']} errors, {counts['warning']} warnings, {counts['info']} for information"
+        )
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(1)
 

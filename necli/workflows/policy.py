@@ -54,7 +54,8 @@ def read_policy_file(file: Path) -> KeyPolicy:
     except HostError as exc:
         raise InputError(exc.message, hint="check the path", code="no_such_file") from exc
     if len(content) > _MAX_POLICY_BYTES:
-        raise InputError(f"{file} is larger than the {_MAX_POLICY_BYTES >> 10} KiB of a key policy")
+        limit = f"{_MAX_POLICY_BYTES >> 10} KiB"
+        raise InputError(f"{file} is larger than the {limit} of a key policy", code="not_a_policy")
     try:
         return KeyPolicy.from_json(content.decode())
     except (InputError, UnicodeDecodeError) as exc:
