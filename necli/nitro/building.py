@@ -66,7 +66,7 @@ def build_nitro_eif(spec: BuildSpec, path: Path, tools: BuildTools, progress: Pr
     wheelhouse = fill_wheelhouse(lock, tools.wheels, spec.arch, progress)
     with docker_client(tools.docker_host) as client:
         make_private_folder(path.parent)
-        check_room(client, wheelhouse, path.parent, progress)
+        check_room(docker_root(client), path.parent, wheelhouse, progress)
         container = build_payload_image(
             client,
             spec,
@@ -99,16 +99,20 @@ def _build_eif(spec: BuildSpec, image: str, output: Path, nitro_cli: NitroCli) -
         )
 
 
-def check_room(client: docker.DockerClient, wheelhouse: Path, builds: Path, progress: Progress) -> None:
+def docker_root(client: docker.DockerClient) -> Path:
+    """Where the engine keeps its images; on another machine, if the engine runs there."""
+    return Path(str(client.info().get("DockerRootDir", "")))
+
+
+def check_room(images: Path, builds: Path, wheelhouse: Path, progress: Progress) -> None:
     """Refuse a build that would fill a disk, and warn of one that may run out of memory.
 
     :raises HostError: too little disk; names the folder, what there is and what is needed.
     """
     wheels = sum(path.stat().st_size for path in wheelhouse.glob("*.whl"))
-    docker_root = Path(str(client.info().get("DockerRootDir", "")))
     needs: dict[int, tuple[Path, int]] = {}
     # On one disk, both needs add up.
-    for folder, factor in ((docker_root, _DOCKER_DISK), (builds, _STATE_DISK)):
+    for folder, factor in ((images, _DOCKER_DISK), (builds, _STATE_DISK)):
         if folder.is_dir():
             device = folder.stat().st_dev
             needs[device] = (folder, needs.get(device, (folder, 0))[1] + factor * wheels)
