@@ -81,6 +81,36 @@ NITRO_ROOT: Final = TrustedRoot(
 
 
 @dataclass(frozen=True)
+class Step:
+    """One of the numbered steps of `verify_document`."""
+
+    title: str
+    codes: frozenset[str]
+    """Of the errors that end the verification there."""
+
+
+STEPS: Final = (
+    Step("structure: a COSE_Sign1 by ES384, with the members of a document", frozenset(("malformed",))),
+    Step("root: its CA bundle starts with a trusted one", frozenset(("untrusted_root",))),
+    Step("chain: one path to the leaf, P-384, valid at that time", frozenset(("bad_chain", "expired"))),
+    Step("leaf: may sign data, and is no CA", frozenset()),
+    Step("signature: the leaf's key signed these bytes", frozenset(("bad_signature",))),
+    Step("time: made by then, and not too long before", frozenset(("not_yet_valid", "too_old"))),
+    Step(
+        "PCRs: each expected one is there and equal",
+        frozenset(("no_expected_pcrs", "debug_mode", "pcr_mismatch")),
+    ),
+    Step("nonce and user data: the expected ones", frozenset(("nonce_mismatch", "user_data_mismatch"))),
+)
+"""A leaf that may not sign is told from a broken chain by the message only: both are `bad_chain`."""
+
+
+def passed_steps(failure: AttestationInvalid) -> int:
+    """How many of STEPS a document passed before `verify_document` raised this."""
+    return next(number for number, step in enumerate(STEPS) if failure.code in step.codes)
+
+
+@dataclass(frozen=True)
 class AttestationDocument:
     """What a document says. Nothing of it is proven unless `verify_document` returned it."""
 

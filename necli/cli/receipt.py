@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from necli.cli.common import JsonOption, settings_of, terminal
-from necli.errors import InputError, UsageError
-
-if TYPE_CHECKING:
-    from necli.attestation import TrustedRoot
+from necli.cli.common import JsonOption, terminal
+from necli.cli.verification import (
+    EifOption,
+    Pcr0Option,
+    Pcr1Option,
+    Pcr2Option,
+    RootOption,
+    expected_pcrs,
+    nothing_expected,
+    read_file,
+    trusted_root,
+)
+from necli.errors import InputError
 
 app = typer.Typer(help="Verify what an enclave answered.", no_args_is_help=True)
-
-_PCR_HEX_DIGITS = 96
 
 
 @app.callback()
@@ -28,33 +33,30 @@ def receipt() -> None:
 def verify(
     ctx: typer.Context,
     file: Annotated[Path, typer.Argument(help="What necli detect --json printed.")],
-    eif: Annotated[Path | None, typer.Option(help="The image that must have given the answer.")] = None,
-    pcr0: Annotated[str | None, typer.Option(metavar="HEX", help="Its PCR0, instead of --eif.")] = None,
-    pcr1: Annotated[str | None, typer.Option(metavar="HEX", help="Its PCR1, with --pcr0.")] = None,
-    pcr2: Annotated[str | None, typer.Option(metavar="HEX", help="Its PCR2, with --pcr0.")] = None,
+    eif: EifOption = None,
+    pcr0: Pcr0Option = None,
+    pcr1: Pcr1Option = None,
+    pcr2: Pcr2Option = None,
     message: Annotated[Path | None, typer.Option(help="The message that it must be about.")] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PEM", help="The SIMULATED root to trust.", show_default="this state folder's own"
-        ),
-    ] = None,
+    root: RootOption = "simulated",
     json: JsonOption = False,
 ) -> None:
     """Verify receipts offline: which image, on which input, with which model, answered what, and when."""
     from necli.receipt import find_receipts, input_digest
 
     screen = terminal(ctx)
-    expected = _expected(eif, {0: pcr0, 1: pcr1, 2: pcr2})
-    digest = input_digest(_read(message)) if message else None
-    roots = _roots(ctx, root)
+    expected = expected_pcrs(eif, {0: pcr0, 1: pcr1, 2: pcr2})
+    if expected is None:
+        raise nothing_expected("a receipt")
+    digest = input_digest(read_file(message)) if message else None
+    trusted = trusted_root(ctx, root)
     verified: list[dict[str, Any]] = []
     for name, found in find_receipts(_read_json(file)):
         from necli.attestation import AttestationDocument
 
         # Certificates live for hours: they must have been valid when the document was made.
         made_at = AttestationDocument.parse(found.document).timestamp
-        document = found.verify(roots=roots, expected=expected, at=made_at, message_digest=digest)
+        document = found.verify(roots=[trusted], expected=expected, at=made_at, message_digest=digest)
         verified.append(
             {
                 "file": name,
@@ -74,55 +76,14 @@ def verify(
         screen.verified(f"{each['file']}: {each['objects']} objects, as the expected image found them")
         names = ("attested_at", "module_id", "input_digest", "model_digest")
         screen.facts({f"  {name.replace('_', ' ')}": each[name] for name in names})
-    screen.banner()
-
-
-def _expected(eif: Path | None, given: dict[int, str | None]) -> dict[int, bytes]:
-    """Without something to expect, any enclave's signature would do: refuse."""
-    if eif and any(given.values()):
-        raise UsageError("--eif and --pcr0 exclude each other", hint="give one of them")
-    if eif:
-        from necli.eif import read_eif
-
-        return read_eif(eif).measurements.pcrs()
-    if not given[0]:
-        raise UsageError(
-            "a receipt proves nothing without the image that is expected",
-            hint="add --eif FILE, or --pcr0 HEX with --pcr1 and --pcr2",
-        )
-    return {index: _register(index, text) for index, text in given.items() if text}
-
-
-def _register(index: int, text: str) -> bytes:
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
-    if len(text) != _PCR_HEX_DIGITS or not value:
-        raise UsageError(f"--pcr{index} must be {_PCR_HEX_DIGITS} hexadecimal digits")
-    return value
-
-
-def _roots(ctx: typer.Context, root: Path | None) -> Sequence[TrustedRoot]:
-    from necli.attestation import SimulatedRoot
-
-    path = root or settings_of(ctx).home.pki / "simulated-root.pem"
-    return [SimulatedRoot.from_pem(_read(path))]
-
-
-def _read(path: Path) -> bytes:
-    from necli.home import host_errors
-
-    if not path.is_file():
-        raise InputError(f"there is no file {path}", hint="check the path", code="no_such_file")
-    with host_errors(f"can't read {path}"):
-        return path.read_bytes()
+    if trusted.simulated:
+        screen.banner()
 
 
 def _read_json(path: Path) -> Any:
     import json
 
     try:
-        return json.loads(_read(path))
+        return json.loads(read_file(path))
     except ValueError as exc:
         raise InputError(f"{path} isn't JSON: {exc}", code="not_a_receipt") from exc
