@@ -293,8 +293,8 @@ class LocalBackend(Backend):
             return False
 
     def _ensure_proxy(self, endpoint: KmsEndpoint) -> None:
+        from necli.allow_list import write_allow_list
         from necli.local.enclave import PROXY
-        from necli.local.proxy import write_allow_list
         from necli.sockets import UnixAddress
 
         folder = make_private_folder(self.home.proxy.absolute())

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from necli.allow_list import Endpoint, read_allow_list
 from necli.backends import Credentials, open_backend
 from necli.backends.local import KmsEndpoint, LocalBackend
 from necli.errors import NotReady, ServiceFailed, UsageError
 from necli.home import Home
-from necli.local.proxy import Endpoint, read_allow_list
 from necli.progress import Progress
 from necli.sockets import UnixAddress
 from tests.local.payloads import make_spec

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from necli.allow_list import Endpoint, read_allow_list, write_allow_list
 from necli.errors import InputError, UsageError
 from necli.home import read_json
-from necli.local.proxy import Endpoint, main, read_allow_list, write_allow_list
+from necli.local.proxy import main
 from necli.process import Daemon
 from necli.sockets import UnixAddress
 

@@ -29,12 +29,12 @@ from enclave_payload.config import ConfigError, KmsConfig, UnixAddress, VsockAdd
 from enclave_payload.errors import PayloadError
 from enclave_payload.kms import Credentials, credentials, make_kms_client
 from enclave_payload.nsm import Nsm
+from necli.allow_list import write_allow_list
 from necli.attestation import AttestationDocument, verify_document
 from necli.keypolicy import plan_measurements
 from necli.local.cms import seal_enveloped_data
 from necli.local.nsm import SimulatedNsm, serve_nsm
 from necli.local.pki import LocalPki
-from necli.local.proxy import write_allow_list
 from necli.measurements import Measurements
 from necli.process import Daemon
 from tests.local.running_kms import RunningKms
