@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,7 +26,14 @@ _MEANING = {
 
 
 @app.command()
-def prove(ctx: typer.Context, enclave: EnclaveOption = "necli", json: JsonOption = False) -> None:
+def prove(
+    ctx: typer.Context,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a report for a security reviewer.")
+    ] = None,
+    enclave: EnclaveOption = "necli",
+    json: JsonOption = False,
+) -> None:
     """Show that the parent instance can't decrypt.
 
     The enclave decrypts a message; then everything is tried that the parent could do to read it or to pass
@@ -34,6 +42,13 @@ def prove(ctx: typer.Context, enclave: EnclaveOption = "necli", json: JsonOption
     """
     screen, workload = terminal(ctx), workload_of(ctx)
     proof = show_attempts(screen, workload, enclave)
+    if html:
+        from necli.home import write_atomically
+        from necli.workflows.report import proof_report
+
+        report = proof_report(workload, enclave, proof, _MEANING[proof.verdict])
+        write_atomically(html, report.encode(), mode=0o644)
+        screen.say(f"report: {html}")
     if screen.json:
         screen.print_json(proof.to_json())
     if workload.backend.simulated:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from necli.keypolicy import KeyPolicy
 from necli.state import Build
 from necli.workflows.policy import show_policy
 from necli.workflows.prove import Proof, Verdict, attempts
+from necli.workflows.report import proof_report
 from necli.workflows.setup import set_up
 from necli.workflows.workload import Workload
 from tests.workflows.light_enclave import forget_key_and_build, light_enclave
@@ -122,6 +125,43 @@ def test_an_enclave_that_isnt_there_proves_nothing(workload: Workload) -> None:
     verdicts = {case.name: case.verdict for case in attempts(workload, "other")}
     assert verdicts["enclave Decrypt"] == verdicts["flipped bit in frame"] == Verdict.INCONCLUSIVE
     assert Verdict.FAIL not in verdicts.values()
+
+
+class Page(HTMLParser):
+    """The text of a report, and whatever in it would reach out."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.links += [f"{name}={value}" for name, value in attrs if name in ("href", "src", "onclick")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_report_stands_alone_and_says_everything(workload: Workload) -> None:
+    proof = Proof(list(attempts(workload)))
+    page = Page(proof_report(workload, "necli", proof, "nothing <b>else</b>"))
+    assert page.links == []
+    assert not page.tags.keys() & {"script", "link", "img", "iframe", "b"}
+    for text in (*EXPECTED, "SIMULATED", "PASS", workload.key().arn, "EnclaveDecrypt", "Nothing <b>else</b>"):
+        assert text in page.text
+    for value in workload.build().measurements.pcrs().values():
+        assert value.hex() in page.text
+    assert all(case.tried in page.text for case in proof.cases)
+
+
+def test_a_report_without_an_enclave_says_what_is_missing(workload: Workload) -> None:
+    proof = Proof(list(attempts(workload, "other")))
+    page = Page(proof_report(workload, "other", proof, "nothing is proven"))
+    assert "can't be had: there is no enclave other" in page.text
+    assert "INCONCLUSIVE" in page.text
 
 
 class OnRealHardware(LocalBackend):
