@@ -50,13 +50,13 @@ def show(ctx: typer.Context, file: FileOption = None, json: JsonOption = False) 
     from necli.keypolicy.words import statement_in_words, who_can_do_what
     from necli.workflows.policy import read_policy_file, show_policy
 
-    screen, workload = terminal(ctx), workload_of(ctx)
-    policy = read_policy_file(file) if file else show_policy(workload)
+    screen = terminal(ctx)
+    policy = read_policy_file(file) if file else show_policy(workload_of(ctx))
     if screen.json:
         screen.print_json(policy.to_json())
         return
     screen.heading("Who can do what")
-    for doing, who in who_can_do_what(policy, None if file else workload.key().arn):
+    for doing, who in who_can_do_what(policy, None if file else workload_of(ctx).key().arn):
         screen.say(f"  {doing}: {who}")
     screen.heading("Statements")
     for statement in policy.statements:
@@ -179,17 +179,18 @@ def rollback(
         _apply(ctx, workload, plan_rollback(workload, name), backup, "the backup is in force again")
 
 
-@app.command()
-def lint(ctx: typer.Context, file: FileOption = None, json: JsonOption = False) -> None:
+@app.command("lint")
+def lint_command(ctx: typer.Context, file: FileOption = None, json: JsonOption = False) -> None:
     """Find what is wrong with the key policy.
 
     It is asked as KMS would be, for callers good and bad. Ends with 1 where something is an error.
     --file needs no key and no service.
     """
-    from necli.workflows.policy import lint_policy
+    from necli.keypolicy.lint import lint
+    from necli.workflows.policy import lint_policy, read_policy_file
 
     screen = terminal(ctx)
-    findings = lint_policy(workload_of(ctx), file)
+    findings = lint(read_policy_file(file)) if file else lint_policy(workload_of(ctx))
     if screen.json:
         screen.print_json({"findings": [finding.to_json() for finding in findings]})
     else:
@@ -238,15 +239,15 @@ def explain(
 
     screen, workload = terminal(ctx), workload_of(ctx)
     pairs = _pairs(context)
-    if without_attestation:
-        attested: Mapping[str, str] = {}
-    elif eif or file:
-        attested = attested_as(workload, measured(workload, eif))
-    else:
-        attested = _attested(workload, enclave)
     if file:
-        explanation = explain_file(file, attested, caller=caller, action=action, context=pairs or {})
+        image = None if without_attestation else measured(workload, eif)
+        explanation = explain_file(file, image, caller=caller, action=action, context=pairs or {})
     else:
+        attested: Mapping[str, str] = {}
+        if eif:
+            attested = attested_as(workload, measured(workload, eif))
+        elif not without_attestation:
+            attested = _attested(workload, enclave)
         explanation = explain_policy(workload, attested, caller=caller, action=action, context=pairs)
     if screen.json:
         screen.print_json(explanation.to_json())

@@ -211,24 +211,27 @@ def _expect(found: KeyPolicy, expected: KeyPolicy, when: str) -> None:
 # Judging
 
 
-def lint_policy(workload: Workload, file: Path | None = None) -> list[PolicyFinding]:
-    """What is wrong with the policy in force, or with one in a file, for which nothing has to run."""
-    if file:
-        return lint(read_policy_file(file))
+def lint_policy(workload: Workload) -> list[PolicyFinding]:
+    """What is wrong with the policy in force, or would lock out its administrator."""
     return lint(
         show_policy(workload), key_arn=workload.key().arn, caller_arn=workload.backend.administrator_arn
     )
 
 
 def explain_file(
-    file: Path, attested: Mapping[str, str], *, caller: str | None, action: str, context: Mapping[str, str]
+    file: Path, image: Measurements | None, *, caller: str | None, action: str, context: Mapping[str, str]
 ) -> Explanation:
-    """The decision of a policy in a file; without a caller on the parent that it lets decrypt."""
+    """The decision of a policy in a file on an enclave with this image, or on a request without one.
+
+    :param caller: who asks; the parent that the policy lets decrypt, if it isn't given.
+    """
     policy = read_policy_file(file)
     simulation = Simulation.of(policy)
     who = caller or parent_in(policy) or simulation.somebody
+    attested = attested_registers(image, caller_arns(who)[-1]) if image else {}
     request = request_of(who, action, simulation.key_arn, attested, _encryption_context(context))
-    return explain(policy, request, identity_policy=IAM_ALLOWS_ALL)
+    planned = plan_measurements(policy, image, parent_arn=who).after if image and not caller else None
+    return explain(policy, request, identity_policy=IAM_ALLOWS_ALL, planned=planned)
 
 
 def explain_policy(
@@ -254,13 +257,12 @@ def explain_afterwards(
     workload: Workload, change: PolicyChange, image: Measurements | None = None
 ) -> Explanation:
     """What the policy will say to the built image, or to another one, once the change is in force."""
-    attested = attested_as(workload, image or workload.build().measurements)
+    caller = parent_in(change.after) or workload.backend.parent_arn
+    attested = attested_registers(image or workload.build().measurements, caller_arns(caller)[-1])
     key = workload.state.key
     arn = key.arn if key else Simulation.of(change.after).key_arn
-    caller = parent_in(change.after) or workload.backend.parent_arn
-    request = request_of(
-        caller, "kms:Decrypt", arn, attested, _encryption_context(workload.required_context())
-    )
+    context = _encryption_context(workload.required_context())
+    request = request_of(caller, "kms:Decrypt", arn, attested, context)
     return explain(change.after, request, identity_policy=IAM_ALLOWS_ALL)
 
 

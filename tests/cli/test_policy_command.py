@@ -217,3 +217,31 @@ def test_a_plan_on_the_samples_policy_binds_the_built_image(running: Necli) -> N
     [deny] = [each for each in change["after"]["Statement"] if each["Sid"] == "Enable Enclave to decrypt"]
     assert deny["Condition"] == {"StringNotEqualsIgnoreCase": {"kms:RecipientAttestation:PCR0": pcr0}}
     assert change["before"] == SAMPLE
+
+
+def test_a_policy_in_a_file_is_explained_for_an_image(running: Necli) -> None:
+    build = running.json("status")["build"]
+    path = running.folder / "sample-policy.json"
+    path.write_text(json.dumps(SAMPLE))
+    found = json.loads(
+        running.run("policy", "explain", "--file", path, "--eif", build["path"], "--json").stdout
+    )
+    assert found["conditions"][0]["actual"] == [build["measurements"]["PCR0"]]
+    assert found["fix"] == "run necli policy update"
+    path.write_text(running.ok("policy", "show", "--json"))
+    assert "is allowed by the key policy: EnclaveDecrypt" in running.ok("policy", "explain", "--file", path)
+
+
+def test_an_enclave_in_debug_mode_is_told_that_it_attests_zeros(running: Necli, photo: Path) -> None:
+    running.ok("enclave", "run", "--name", "looked-into", "--debug-mode")
+    try:
+        status, error = running.error("detect", photo, "--enclave", "looked-into")
+        assert (status, error["code"]) == (5, "debug_mode")
+        assert "runs in debug mode and attests zeros" in error["message"]
+        assert "PCR0: expected" in error["message"]
+        assert "actual 000000… (zeros: debug mode)" in error["message"]
+        assert error["hint"] == "necli enclave stop looked-into, then necli up"
+        explained = running.run("policy", "explain", "--enclave", "looked-into")
+        assert "→ the enclave runs in debug mode" in explained.stdout
+    finally:
+        running.ok("enclave", "stop", "looked-into")

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from necli import kms
+from necli.backends import open_backend
 from necli.eif import read_eif, write_eif
 from necli.errors import AccessDenied, Conflict, InputError, MeasurementMismatch, NotReady, UsageError
 from necli.keypolicy import KeyPolicy
 from necli.keypolicy.plan import live_sets
+from necli.settings import DEFAULT_REGION
 from necli.state import Build
 from necli.workflows.policy import (
     apply_policy,
@@ -268,3 +270,22 @@ def test_a_change_that_does_not_help_is_seen_before_it_is_made(workload: Workloa
     shut = explain_afterwards(workload, plan_policy(workload))
     assert shut.statement is not None
     assert shut.statement.sid == "Frozen"
+
+
+def test_an_edit_right_after_the_write_is_noticed(workload: Workload, built: Build) -> None:
+    change = plan_policy(workload)
+    somebody_else = open_backend("local", workload.home, DEFAULT_REGION).kms("administrator")
+    theirs = with_statement(change.after, "Theirs").to_text()
+
+    def edit(**_: object) -> None:
+        somebody_else.put_key_policy(KeyId=workload.key().arn, PolicyName="default", Policy=theirs)
+
+    events = workload.kms("administrator").meta.events
+    events.register("after-call.kms.PutKeyPolicy", edit)
+    try:
+        with pytest.raises(Conflict, match="changed by somebody else while it was written") as caught:
+            apply_policy(workload, change)
+    finally:
+        events.unregister("after-call.kms.PutKeyPolicy", edit)
+    assert caught.value.code == "policy_changed"
+    assert show_policy(workload).statements[-1].sid == "Theirs"
