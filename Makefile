@@ -16,7 +16,7 @@ demo: $(VENV)/.run  ## the whole life of an encrypted photo on this machine; IMA
 	@$(BIN)/necli demo $(if $(IMAGE),"$(IMAGE)")
 
 test: $(VENV)/.dev  ## the tests
-	$(BIN)/python -m pytest tests --ignore=tests/conformance
+	$(BIN)/python -m pytest tests --ignore=tests/conformance -n 2 --dist loadfile
 
 conformance: $(VENV)/.dev  ## the tests against the real tools; says what it skips
 	$(BIN)/python -m pytest tests/conformance
