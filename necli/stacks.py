@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from necli.aws import aws_errors
-from necli.errors import Conflict, NotReady, ServiceFailed, UsageError
+from necli.errors import Conflict, InputError, NotReady, ServiceFailed, UsageError
+from necli.home import Home, read_json, write_json_atomically
 from necli.template_check import Template
 
 KEY = "EnclaveKey"
@@ -119,6 +120,74 @@ class Stack:
             "created": self.created.isoformat(),
             "updated": self.updated.isoformat() if self.updated else None,
         }
+
+
+@dataclass(frozen=True)
+class StackOutputs:
+    """What the rest of necli needs to know of a stack."""
+
+    instance_id: str
+    key_arn: str
+    key_alias: str
+    instance_role_arn: str
+    enclave_role_arn: str
+    """The role whose sessions the parent passes to the enclave: the parent that the key's policy names."""
+    administrator_arn: str
+    data_owner_arn: str
+    flow_log_group: str
+
+    @classmethod
+    def of(cls, stack: Stack) -> StackOutputs:
+        """:raises NotReady: the stack has not made them yet, or isn't one of necli's."""
+        try:
+            return cls.from_aws(stack.outputs)
+        except KeyError as exc:
+            raise NotReady(
+                f"the stack {stack.name} ({stack.status}) has no output {exc}",
+                hint=f"run necli stack status --name {stack.name}",
+            ) from None
+
+    @classmethod
+    def from_aws(cls, outputs: Mapping[str, str]) -> Self:
+        """:raises KeyError: the name of one that is missing."""
+        return cls(**{field: str(outputs[name]) for field, name in _OUTPUTS.items()})
+
+
+_OUTPUTS = {
+    "instance_id": "InstanceId",
+    "key_arn": "KeyArn",
+    "key_alias": "KeyAlias",
+    "instance_role_arn": "InstanceRoleArn",
+    "enclave_role_arn": "EnclaveRoleArn",
+    "administrator_arn": "AdministratorArn",
+    "data_owner_arn": "DataOwnerArn",
+    "flow_log_group": "FlowLogGroup",
+}
+
+
+@dataclass(frozen=True)
+class StackRecord:
+    """The stack that was provisioned last, as this machine remembers it."""
+
+    name: str
+    region: str
+    outputs: StackOutputs
+
+    @classmethod
+    def load(cls, home: Home) -> StackRecord | None:
+        """:raises InputError: the file is damaged."""
+        content = read_json(home.state / "stack.json")
+        try:
+            return content and cls(content["name"], content["region"], StackOutputs(**content["outputs"]))
+        except (KeyError, TypeError) as exc:
+            path = home.state / "stack.json"
+            raise InputError(
+                f"{path} is damaged: {exc}", hint=f"remove {path}: necli setup finds it"
+            ) from exc
+
+    def save(self, home: Home) -> None:
+        content = {"name": self.name, "region": self.region, "outputs": vars(self.outputs)}
+        write_json_atomically(home.state / "stack.json", content)
 
 
 def last_operation(events: Sequence[StackEvent]) -> Sequence[StackEvent]:

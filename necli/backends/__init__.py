@@ -87,7 +87,8 @@ class EnclaveInfo:
     debug: bool
     measurements: Measurements
     """What the image measures; in debug mode the enclave attests zeros all the same."""
-    eif: Path
+    eif: Path | None
+    """None for one that something else than necli started."""
     simulated: bool
     network_isolated: bool | None = None
     memory_limit: str | None = None
@@ -110,7 +111,7 @@ class EnclaveInfo:
             "Flags": "DEBUG_MODE" if self.debug else "NONE",
             "Measurements": self.measurements.to_json(),
             "Simulated": self.simulated,
-            "EifPath": str(self.eif),
+            "EifPath": str(self.eif) if self.eif else None,
             "NetworkIsolated": self.network_isolated,
             "MemoryLimit": self.memory_limit,
             "StartedAt": self.started_at.isoformat() if self.started_at else None,
@@ -132,7 +133,7 @@ class EnclaveInfo:
             memory_mib=value["MemoryMiB"],
             debug=value["Flags"] == "DEBUG_MODE",
             measurements=Measurements.from_json(value["Measurements"]),
-            eif=Path(value["EifPath"]),
+            eif=Path(value["EifPath"]) if value["EifPath"] else None,
             simulated=value["Simulated"],
             network_isolated=value["NetworkIsolated"],
             memory_limit=value["MemoryLimit"],
@@ -174,7 +175,7 @@ class Backend(ABC):
 
     @abstractmethod
     def services(self) -> list[ServiceStatus]:
-        """The services named `kms` and `proxy`."""
+        """The proxy, and the KMS where it is necli's own: named `proxy` and `kms`."""
 
     @abstractmethod
     def kms(self, identity: Identity) -> Any:
@@ -205,6 +206,10 @@ class Backend(ABC):
 
     @abstractmethod
     def build_eif(self, spec: BuildSpec, progress: Progress) -> BuiltEif: ...
+
+    @abstractmethod
+    def memory_for(self, eif: Path) -> int:
+        """How many MiB an enclave of this image is best given."""
 
     @abstractmethod
     def run_enclave(
@@ -266,4 +271,8 @@ def open_backend(target: str, home: Home, region: str) -> Backend:
         from necli.backends.local import LocalBackend
 
         return LocalBackend(home, region)
+    if target == "nitro":
+        from necli.backends.nitro import NitroBackend
+
+        return NitroBackend(home, region)
     raise UsageError(f"there is no target {target!r}", hint="use --target local")

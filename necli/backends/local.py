@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from necli.local.pki import LocalPki
 
 READY_TIMEOUT_S = 180.0
+MEMORY_MIB = 3072
+"""TensorFlow with the embedded model peaks at 1.3 GiB on a large photo."""
 _ENDPOINT_PORT = 443
 _START_HINT = "start it with necli enclave run, or necli up for everything"
 # botocore's session variables: name in the file, name in the environment, default, conversion.
@@ -174,6 +176,9 @@ class LocalBackend(Backend):
             built = build_local_eif(spec, self.home.builds / f"{spec.name}.eif", trust_roots_pem=roots)
             step.note(f"{built.path.name}, {built.size / 1e6:.1f} MB, {built.distributions} distributions")
         return built
+
+    def memory_for(self, eif: Path) -> int:
+        return MEMORY_MIB
 
     def run_enclave(
         self, name: str, eif: Path, *, memory_mib: int, cpus: int, debug: bool, progress: Progress

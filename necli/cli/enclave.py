@@ -26,7 +26,9 @@ def run(
         Path | None, typer.Argument(help="The image to boot.", show_default="the one built last")
     ] = None,
     name: Annotated[str, typer.Option(help="The new enclave's name.")] = _DEFAULT_NAME,
-    memory: Annotated[int | None, typer.Option(min=64, help="MiB.", show_default="3072")] = None,
+    memory: Annotated[
+        int | None, typer.Option(min=64, help="MiB.", show_default="what the image needs")
+    ] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="How many CPUs.", show_default="2")] = None,
     debug_mode: Annotated[
         bool, typer.Option("--debug-mode", help="With a console; attests zero PCRs, so KMS refuses it.")
@@ -34,14 +36,15 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Boot an image and wait until its payload is ready."""
-    from necli.workflows.workload import CPUS, MEMORY_MIB
+    from necli.workflows.workload import CPUS
 
     workload = workload_of(ctx)
     workload.backend.ensure_services(workload.progress)
+    image = eif or workload.measured_build().path
     info = workload.backend.run_enclave(
         name,
-        eif or workload.measured_build().path,
-        memory_mib=memory or MEMORY_MIB,
+        image,
+        memory_mib=memory or workload.backend.memory_for(image),
         cpus=cpus or CPUS,
         debug=debug_mode,
         progress=workload.progress,
@@ -92,9 +95,10 @@ def console(
 ) -> None:
     """Print what the payload of a debug-mode enclave printed."""
     screen = terminal(ctx)
-    lines = workload_of(ctx).backend.console(name, follow=follow)
+    backend = workload_of(ctx).backend
+    lines = backend.console(name, follow=follow)
     if screen.json:
-        screen.print_json({"EnclaveName": name, "Simulated": True, "Lines": list(lines)})
+        screen.print_json({"EnclaveName": name, "Simulated": backend.simulated, "Lines": list(lines)})
         return
     for line in lines:
         screen.say(line)

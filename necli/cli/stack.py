@@ -187,7 +187,8 @@ def _open(ctx: typer.Context) -> Provisioning:
 
 
 def _name(ctx: typer.Context, name: str | None) -> str:
-    from necli.workflows.stack import DEFAULT_NAME, StackRecord
+    from necli.stacks import StackRecord
+    from necli.workflows.stack import DEFAULT_NAME
 
     settings = settings_of(ctx)
     record = None if name else StackRecord.load(settings.home)

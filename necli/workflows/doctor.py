@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from necli import kms
+from necli.backends.local import MEMORY_MIB
 from necli.errors import NecliError, NotReady
-from necli.workflows.workload import MEMORY_MIB, Workload
+from necli.workflows.workload import Workload
 
 Level = Literal["ok", "warning", "failed"]
 

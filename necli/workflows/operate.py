@@ -11,7 +11,7 @@ from necli.state import Build, Key
 from necli.workflows.build import BuildOptions, build_image
 from necli.workflows.policy import update_policy
 from necli.workflows.setup import set_up
-from necli.workflows.workload import CPUS, ENCLAVE, MEMORY_MIB, Workload
+from necli.workflows.workload import CPUS, ENCLAVE, Workload
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,11 @@ def ensure_enclave(workload: Workload, build: Build) -> EnclaveInfo:
         with workload.progress.step("Old enclave") as step:
             backend.stop_enclave(ENCLAVE)
             step.note("stopped: it ran another image")
+    eif = workload.measured_build().path
     return backend.run_enclave(
         ENCLAVE,
-        workload.measured_build().path,
-        memory_mib=MEMORY_MIB,
+        eif,
+        memory_mib=backend.memory_for(eif),
         cpus=CPUS,
         debug=False,
         progress=workload.progress,

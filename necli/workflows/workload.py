@@ -19,8 +19,6 @@ from necli.state import Build, Key, State
 
 ALIAS = "alias/necli"
 ENCLAVE = "necli"
-MEMORY_MIB = 3072
-"""TensorFlow with the embedded model peaks at 1.3 GiB on a large photo."""
 CPUS = 2
 
 

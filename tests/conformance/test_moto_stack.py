@@ -39,9 +39,9 @@ from necli.keypolicy import KeyPolicy, plan_measurements
 from necli.measurements import Measurements
 from necli.progress import Progress
 from necli.settings import Settings
-from necli.stacks import KEY, Stacks
+from necli.stacks import KEY, StackOutputs, StackRecord, Stacks
 from necli.state import State
-from necli.workflows.stack import Provisioning, StackOutputs, StackParameters, StackRecord
+from necli.workflows.stack import Provisioning, StackParameters
 
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed: make conformance installs it")
 pytestmark = pytest.mark.conformance
