@@ -41,7 +41,7 @@ from necli.sockets import UnixAddress
 from necli.transport import enclave_client
 from necli.workflows.setup import set_up
 from necli.workflows.workload import Workload
-from tests.conformance.docker_engine import base_image, running_engine
+from tests.conformance.docker_engine import base_image
 from tests.local.payloads import make_spec
 
 pytestmark = [pytest.mark.conformance, pytest.mark.timeout(1800)]
@@ -69,8 +69,8 @@ class Engine:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with running_engine() as host, docker_client(host) as client:
+def engine(docker_host: str) -> Iterator[Engine]:
+    with docker_client(docker_host) as client:
         yield Engine(client, base_image(client))
 
 

@@ -24,7 +24,7 @@ from necli.nitro.containers import docker_client
 from necli.nitro.nitro_cli import NitroCli, Signing
 from necli.progress import Progress
 from necli.settings import find_home
-from tests.conformance.docker_engine import base_image, running_engine
+from tests.conformance.docker_engine import base_image
 from tests.conformance.signing import signing_pair
 from tests.local.payloads import build, make_spec
 
@@ -51,19 +51,19 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def machine(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     blobs = make_blobs(tmp_path_factory.mktemp("blobs"))
     state = tmp_path_factory.mktemp("nitro_enclaves")
-    with running_engine() as host, docker_client(host) as client:
+    with docker_client(docker_host) as client:
         environment = {
             "NITRO_CLI_BLOBS": str(blobs),
-            "DOCKER_HOST": host,
+            "DOCKER_HOST": docker_host,
             "NITRO_CLI_LOGS_PATH": str(state),
             "NITRO_CLI_SOCKETS_PATH": str(state),
         }
         cli = NitroCli(str(NITRO_CLI), environment)
         wheels = find_home(os.environ).cache / "wheels"
-        yield Machine(BuildTools(wheels, cli, host), base_image(client), blobs)
+        yield Machine(BuildTools(wheels, cli, docker_host), base_image(client), blobs)
 
 
 def make_blobs(folder: Path) -> Path:
