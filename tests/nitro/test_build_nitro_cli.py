@@ -209,8 +209,8 @@ def test_an_answer_that_is_not_json_is_shown(replay: Replay) -> None:
 def test_a_process_left_behind_is_not_waited_for(replay: Replay) -> None:
     """run-enclave leaves the enclave's process, which may keep stderr open for days."""
     started = time.monotonic()
-    assert replay([], script="sleep 30 &").describe_enclaves() == []
-    assert time.monotonic() - started < 20
+    assert replay([], script="sleep 100 &").describe_enclaves() == []
+    assert time.monotonic() - started < 90
 
 
 def test_the_environment_is_only_added_to(replay: Replay, tmp_path: Path) -> None:
