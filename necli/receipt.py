@@ -4,8 +4,9 @@ The enclave's attestation document carries, as its `user_data`,
 
     SHA-384("necli:receipt:v1" 00 || canonical JSON of the answer)
 
-and the client's nonce. The answer names the digests of the message and of the model. Canonical JSON has
-sorted keys, no white space and UTF-8; the payload's `enclave_payload.receipt` is its other end.
+and the client's nonce. Of an answer that is sealed to the data owner, it is the sealed bytes that are vouched
+for, in the domain "necli:sealed:v1". The answer names the digests of the message and of the model. Canonical
+JSON has sorted keys, no white space and UTF-8; the payload's `enclave_payload.receipt` is its other end.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from necli.attestation import AttestationDocument, TrustedRoot
 
 _DOMAIN = b"necli:receipt:v1\0"
+_SEALED_DOMAIN = b"necli:sealed:v1\0"
 
 
 def canonical_json(value: object) -> bytes:
@@ -101,20 +103,63 @@ class Receipt:
         )
 
 
-def find_receipts(value: Any) -> list[tuple[str, Receipt]]:
+@dataclass(frozen=True)
+class SealedReceipt:
+    """An answer that only the data owner can open, with the document that vouches for it."""
+
+    sealed: bytes
+    document: bytes
+    nonce: bytes
+
+    @classmethod
+    def from_json(cls, value: Any) -> SealedReceipt:
+        """:raises InputError: this isn't one."""
+        try:
+            return cls(_decoded(value["sealed"]), _decoded(value["document"]), _decoded(value["nonce"]))
+        except (KeyError, TypeError, ValueError, binascii.Error) as exc:
+            raise InputError(
+                "not a sealed receipt: it needs sealed, document and nonce", code="not_a_receipt"
+            ) from exc
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {"sealed": self.sealed, "document": self.document, "nonce": self.nonce}
+        return {"schema": 1, **{name: base64.b64encode(value).decode() for name, value in fields.items()}}
+
+    def verify(
+        self, *, roots: Sequence[TrustedRoot], expected: Mapping[int, bytes], at: datetime
+    ) -> AttestationDocument:
+        """Prove that an enclave with the `expected` PCRs gave these sealed bytes, for this nonce.
+
+        :raises AttestationInvalid: it didn't.
+        """
+        from necli.attestation import verify_document
+
+        user_data = hashlib.sha384(_SEALED_DOMAIN + self.sealed).digest()
+        return verify_document(
+            self.document, roots=roots, at=at, expected=expected, nonce=self.nonce, user_data=user_data
+        )
+
+
+def receipt_from_json(value: Any) -> Receipt | SealedReceipt:
+    """:raises InputError: it is neither."""
+    sealed = isinstance(value, dict) and "sealed" in value
+    return SealedReceipt.from_json(value) if sealed else Receipt.from_json(value)
+
+
+def find_receipts(value: Any) -> list[tuple[str, Receipt | SealedReceipt]]:
     """The receipts in what `necli detect --json` printed, each with its file's name; or a receipt alone.
 
     :raises InputError: there is none.
     """
     if isinstance(value, dict) and isinstance(value.get("results"), list):
         found = [
-            (str(result.get("file")), Receipt.from_json(result["receipt"]))
+            (str(result.get("file")), receipt_from_json(result["receipt"]))
             for result in value["results"]
             if isinstance(result, dict) and "receipt" in result
         ]
     else:
         inner = value.get("receipt", value) if isinstance(value, dict) else value
-        found = [("receipt", Receipt.from_json(inner))]
+        found = [("receipt", receipt_from_json(inner))]
     if not found:
         raise InputError("no receipt in it: every file of that run failed", code="not_a_receipt")
     return found

@@ -24,6 +24,10 @@ ContextOption = Annotated[
     list[str] | None,
     typer.Option("--context", metavar="NAME=VALUE", help="A pair to add to the encryption context."),
 ]
+SealToOption = Annotated[
+    Path | None,
+    typer.Option(metavar="PUBLIC_KEY", help="Seal the answer to this X25519 key: the parent can't read it."),
+]
 EnclaveOption = Annotated[str, typer.Option("--enclave", metavar="NAME", help="Which enclave to ask.")]
 
 
@@ -36,6 +40,7 @@ def encrypt(
         typer.Option("--output", "-o", help="Where the message goes.", show_default=f"IMAGE{MESSAGE_SUFFIX}"),
     ] = None,
     context: ContextOption = None,
+    seal_to: SealToOption = None,
     json: JsonOption = False,
 ) -> None:
     """Encrypt an image for the enclave, as the data owner.
@@ -48,7 +53,7 @@ def encrypt(
 
     screen, workload = terminal(ctx), workload_of(ctx)
     with screen.progress.step("Encrypt") as step:
-        message = encrypt_image(workload, read_input(image), image, _pairs(context))
+        message = encrypt_image(workload, read_input(image), image, _pairs(context, seal_to))
         target = output or image.with_name(image.name + MESSAGE_SUFFIX)
         write_atomically(target, message, mode=0o644)
         step.note(f"{len(message):,} bytes, AES-256-GCM with key commitment")
@@ -72,6 +77,7 @@ def detect(
         float, typer.Option(metavar="0..1", min=0, max=1, help="Leave out objects with a lower score.")
     ] = 0.4,
     context: ContextOption = None,
+    seal_to: SealToOption = None,
     enclave: EnclaveOption = "necli",
     json: JsonOption = False,
 ) -> None:
@@ -83,7 +89,7 @@ def detect(
     from necli.workflows.detect import EnclaveSession
 
     screen, workload = terminal(ctx), workload_of(ctx)
-    pairs, saving = _pairs(context), Saving(save, files, screen.progress)
+    pairs, saving = _pairs(context, seal_to), Saving(save, files, screen.progress)
     session = EnclaveSession(workload, enclave)
     results: list[dict[str, Any]] = []
     failure: NecliError | None = None
@@ -134,6 +140,9 @@ class Saving:
         if found.photo is None:
             self._progress.warn(f"{found.file} is encrypted: there is no photo here to draw on")
             return None
+        if found.objects is None:
+            self._progress.warn(f"what was found in {found.file} is sealed: there is nothing to draw")
+            return None
         path = self._target
         if self._into_folder:
             path = self._target / f"{Path(found.file).stem}-objects.jpg"
@@ -142,10 +151,13 @@ class Saving:
 
 
 def show_detection(screen: Terminal, found: Detection, *, saved: Path | None) -> None:
-    count = len(found.objects)
+    count = len(found.objects or ())
     took = f"{found.timings_ms['total']:.0f} ms in the enclave"
     title = f"{Path(found.file).name}: {count} object{'' if count == 1 else 's'}, {took}"
-    if found.objects:
+    if found.objects is None:
+        screen.say(f"{Path(found.file).name}: sealed to the data owner, {took}")
+        screen.say("  he opens it with necli receipt open, in what --json prints")
+    elif found.objects:
         rows = [(each.name, each.score, *each.box) for each in found.objects]
         boxes = ("top", "left", "bottom", "right")
         screen.table(title, ("object", "score", *boxes), rows, right=("score", *boxes))
@@ -161,8 +173,11 @@ def show_detection(screen: Terminal, found: Detection, *, saved: Path | None) ->
         screen.say(f"  annotated photo: {saved}")
 
 
-def _pairs(context: Sequence[str] | None) -> Mapping[str, str]:
-    pairs = {}
+def _pairs(context: Sequence[str] | None, owner: Path | None = None) -> Mapping[str, str]:
+    from necli.cli.verification import read_file
+    from necli.sealing import seal_to
+
+    pairs = seal_to(read_file(owner)) if owner else {}
     for text in context or ():
         name, separator, value = text.partition("=")
         if not (name and separator and value):

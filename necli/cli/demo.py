@@ -79,5 +79,5 @@ def _encrypt_and_detect(workload: Workload, photo: Path, min_score: float) -> tu
         found = EnclaveSession(workload).detect(message, min_score=min_score)
         step.note("decrypted and searched inside the enclave")
     saved = folder / f"{photo.stem}-objects.jpg"
-    write_atomically(saved, annotate(image, found.objects, suffix=".jpg"), mode=0o644)
+    write_atomically(saved, annotate(image, found.objects or (), suffix=".jpg"), mode=0o644)
     return found, saved

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from necli.annotation import FoundObject
 from necli.backends import Credentials
-from necli.envelope import is_message
+from necli.envelope import context_of, is_message
 from necli.errors import AccessDenied, InputError, MeasurementMismatch, NecliError, NotReady, ServiceFailed
-from necli.receipt import Receipt, input_digest
+from necli.receipt import Receipt, SealedReceipt, input_digest
+from necli.sealing import SEAL_TO
 from necli.workflows.denial import explain_denial
 from necli.workflows.encrypt import encrypt_image, read_input
 from necli.workflows.workload import ENCLAVE, Workload
@@ -52,20 +53,25 @@ class Detection:
     """What the enclave found in one file, with the receipt that was verified."""
 
     file: str
-    objects: Sequence[FoundObject]
-    model_digest: str
+    objects: Sequence[FoundObject] | None
+    """None: the answer is sealed to the data owner."""
+    model_digest: str | None
     timings_ms: Mapping[str, float]
-    receipt: Receipt
+    receipt: Receipt | SealedReceipt
     photo: bytes | None = field(repr=False)
     """The plaintext, where it was on this machine."""
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "file": self.file,
+        answer = {
             "objects": [
-                {"name": found.name, "score": found.score, "box": list(found.box)} for found in self.objects
+                {"name": found.name, "score": found.score, "box": list(found.box)}
+                for found in self.objects or ()
             ],
             "model_digest": self.model_digest,
+        }
+        return {
+            "file": self.file,
+            **({"sealed": True} if self.objects is None else answer),
             "timings_ms": dict(self.timings_ms),
             "receipt": self.receipt.to_json(),
         }
@@ -101,23 +107,29 @@ class EnclaveSession:
         """
         content = read_input(file)
         photo = None if is_message(content) else content
+        if photo is None:
+            _check_sealing(file, content, (context or {}).get(SEAL_TO))
         message = content if photo is None else encrypt_image(self._workload, photo, file, context or {})
-        answer, receipt = self._ask(message, min_score)
-        receipt.verify(
-            roots=self._roots,
-            expected=self._build.measurements.pcrs(),
-            at=datetime.now(UTC),
-            message_digest=input_digest(message),
-        )
+        body, receipt = self._ask(message, min_score)
+        self._verify(receipt, message)
         with _well_formed():
+            answer = None if isinstance(receipt, SealedReceipt) else receipt.answer
             return Detection(
                 file=str(file),
-                objects=[_found(each) for each in receipt.answer["objects"]],
-                model_digest=str(receipt.answer["model_digest"]),
-                timings_ms={name: float(value) for name, value in answer["timings_ms"].items()},
+                objects=None if answer is None else [_found(each) for each in answer["objects"]],
+                model_digest=None if answer is None else str(answer["model_digest"]),
+                timings_ms={name: float(value) for name, value in body["timings_ms"].items()},
                 receipt=receipt,
                 photo=photo,
             )
+
+    def _verify(self, receipt: Receipt | SealedReceipt, message: bytes) -> None:
+        expected, now = self._build.measurements.pcrs(), datetime.now(UTC)
+        if isinstance(receipt, SealedReceipt):
+            receipt.verify(roots=self._roots, expected=expected, at=now)
+        else:
+            digest = input_digest(message)
+            receipt.verify(roots=self._roots, expected=expected, at=now, message_digest=digest)
 
     def detect_message(self, message: bytes, *, credentials: Credentials | None = None) -> None:
         """Ask about a message, maybe with other credentials, and drop what is found; raises as `detect`."""
@@ -125,7 +137,7 @@ class EnclaveSession:
 
     def _ask(
         self, message: bytes, min_score: float, headers: Mapping[str, str] = MappingProxyType({})
-    ) -> tuple[dict[str, Any], Receipt]:
+    ) -> tuple[dict[str, Any], Receipt | SealedReceipt]:
         nonce = os.urandom(_NONCE_BYTES)
         encoded_nonce = base64.urlsafe_b64encode(nonce).rstrip(b"=").decode()
         response = self._client.post(
@@ -144,6 +156,8 @@ class EnclaveSession:
                 raise self._error(response, message)
             body = response.json()
             document = base64.b64decode(body["receipt"], validate=True)
+            if "sealed" in body:
+                return body, SealedReceipt(base64.b64decode(body["sealed"], validate=True), document, nonce)
             return body, Receipt(body["answer"], document, nonce)
 
     def _error(self, response: httpx.Response, sent: bytes) -> NecliError:
@@ -155,6 +169,16 @@ class EnclaveSession:
         kind, hint = _ERRORS.get(code, _UNKNOWN)
         extra = "".join(f"; {name}: {value}" for name, value in detail.items())
         return kind(f"the enclave says: {message}{extra}", hint=hint, code=code)
+
+
+def _check_sealing(file: Path, message: bytes, owner: str | None) -> None:
+    """Whom the answer is sealed to was decided when the message was made: nobody can change it since."""
+    if owner is not None and context_of(message).get(SEAL_TO) != owner:
+        raise InputError(
+            f"{file} doesn't ask for its answer to be sealed to this key",
+            hint="encrypt the image again with necli encrypt --seal-to",
+            code="not_sealed",
+        )
 
 
 def _found(value: Mapping[str, Any]) -> FoundObject:

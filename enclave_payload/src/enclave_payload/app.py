@@ -131,7 +131,7 @@ class _Service:
             received = time.perf_counter()
             result = await place.run(partial(pipeline.run, message, wanted))
         return {
-            "answer": result.answer,
+            **_shown(result.answer),
             "timings_ms": {
                 "receive": _milliseconds(started, received),
                 **result.timings_ms,
@@ -177,6 +177,12 @@ class _Service:
             return error_response(error, headers) if error else JSONResponse(answer, headers=headers)
 
         return respond
+
+
+def _shown(answer: Answer | bytes) -> Answer:
+    if isinstance(answer, bytes):
+        return {"sealed": base64.b64encode(answer).decode()}
+    return {"answer": answer}
 
 
 def _payload_error(exc: Exception) -> PayloadError:

@@ -52,6 +52,8 @@ _UNREACHABLE: Final = (HTTPClientError, ConnectionError)
 class OpenedMessage:
     plaintext: bytes = field(repr=False)
     kms_seconds: float
+    encryption_context: Mapping[str, str] = field(default_factory=dict)
+    """Authenticated, as the plaintext is."""
 
 
 class MessageOpener:
@@ -80,14 +82,14 @@ class MessageOpener:
         message.seek(0)
         key = _MeteredKey(key_id=self._key_arn, client=self._kms_client)
         try:
-            plaintext = self._decrypt(message, key)
+            plaintext, context = self._decrypt(message, key)
         except (AWSEncryptionSDKClientError, InvalidTag, InvalidSignature, ValueError) as exc:
             raise PayloadError("message_invalid", _reason(exc)) from exc
         except BotoCoreError as exc:
             _raise_for_kms(exc)
-        return OpenedMessage(plaintext, key.kms_seconds)
+        return OpenedMessage(plaintext, key.kms_seconds, context)
 
-    def _decrypt(self, message: BinaryIO, key: _MeteredKey) -> bytes:
+    def _decrypt(self, message: BinaryIO, key: _MeteredKey) -> tuple[bytes, Mapping[str, str]]:
         stream = self._sdk.stream(
             mode="decrypt",
             source=message,
@@ -104,7 +106,7 @@ class MessageOpener:
         stream.close()  # refuses a message whose footer wasn't reached
         if message.read(1):
             raise PayloadError("message_invalid", "bytes follow after the end of the message")
-        return plaintext.getvalue()
+        return plaintext.getvalue(), dict(stream.header.encryption_context)
 
 
 class _MeteredKey(KMSMasterKey):  # type: ignore[misc]

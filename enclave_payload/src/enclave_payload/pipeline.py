@@ -15,7 +15,8 @@ from enclave_payload.envelope import OpenedMessage
 from enclave_payload.imaging import DecodedImage, Pixels, decode_image
 from enclave_payload.incoming import DetectionRequest
 from enclave_payload.kms import credentials
-from enclave_payload.receipt import receipt_user_data, six_digits
+from enclave_payload.receipt import receipt_user_data, sealed_user_data, six_digits
+from enclave_payload.sealing import owner_key, seal_answer
 
 ANSWER_SCHEMA = 1
 
@@ -47,7 +48,8 @@ class Attester(Protocol):
 
 @dataclass(frozen=True)
 class DetectionResult:
-    answer: dict[str, object]
+    answer: dict[str, object] | bytes
+    """Bytes, if it is sealed to the data owner."""
     receipt: bytes
     timings_ms: dict[str, float]
 
@@ -69,6 +71,7 @@ class Pipeline:
             opened = self._opener.open(message)
         message.close()  # each of these steps may hold tens of MiB, so none outlives its use
         laps.end("decrypt", without={"kms": opened.kms_seconds})
+        owner = owner_key(opened.encryption_context)
         limits, input_size = self._config.limits, self._detector.input_size
         image = decode_image(opened.plaintext, max_pixels=limits.max_pixels, input_size=input_size)
         del opened
@@ -76,9 +79,11 @@ class Pipeline:
         detections = self._detector.detect(image.pixels)
         laps.end("infer")
         answer = self._answer(digest, image, detections, request.min_score)
-        receipt = self._nsm.attest(user_data=receipt_user_data(answer), nonce=request.nonce)
+        sealed = seal_answer(answer, owner) if owner else None
+        user_data = receipt_user_data(answer) if sealed is None else sealed_user_data(sealed)
+        receipt = self._nsm.attest(user_data=user_data, nonce=request.nonce)
         laps.end("receipt")
-        return DetectionResult(answer, receipt, laps.milliseconds)
+        return DetectionResult(answer if sealed is None else sealed, receipt, laps.milliseconds)
 
     def _answer(
         self, digest: str, image: DecodedImage, detections: Sequence[Detection], min_score: float
