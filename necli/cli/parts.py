@@ -44,7 +44,7 @@ SECTIONS = {
         "proxy": Part("proxy", "The parent's proxy, which lets an enclave reach KMS.", is_noun=True),
         "eif": Part("eif", "Look into enclave image files.", is_noun=True),
         "attest": Part("attest", "Fetch an attestation document and verify it, step by step."),
-        "receipt": Part("receipt", "Verify what an enclave answered.", is_noun=True),
+        "receipt": Part("receipt", "Verify what an enclave answered, and open what it sealed.", is_noun=True),
         "stack": Part("stack", "The nitro target's CloudFormation stack; check a template.", is_noun=True),
     },
 }

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 _OPEN = "the data owner checks it with necli receipt open --message"
 
-app = typer.Typer(help="Verify what an enclave answered.", no_args_is_help=True)
+app = typer.Typer(help="Verify what an enclave answered, and open what it sealed.", no_args_is_help=True)
 
 
 @app.callback()
 def receipt() -> None:
-    """Verify what an enclave answered."""
+    """Verify what an enclave answered, and open what it sealed."""
 
 
 @app.command()
