@@ -6,8 +6,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 IMAGE  ?=
+COUNT  ?= 100000
 
-.PHONY: help demo test conformance lint format bench pictures lock clean
+.PHONY: help demo test fuzz conformance lint format bench pictures lock clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -17,6 +18,9 @@ demo: $(VENV)/.run  ## the whole life of an encrypted photo on this machine; IMA
 
 test: $(VENV)/.dev  ## the tests
 	$(BIN)/python -m pytest tests --ignore=tests/conformance -n 2 --dist loadfile
+
+fuzz: $(VENV)/.dev  ## hostile inputs, 100,000 for each parser that such bytes reach; COUNT=n for others
+	PYTHONPATH=enclave_payload/src:. $(BIN)/python -m tests.fuzz --count $(COUNT)
 
 conformance: $(VENV)/.dev  ## the tests against the real tools; says what it skips
 	$(BIN)/python -m pytest tests/conformance

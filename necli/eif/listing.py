@@ -23,6 +23,8 @@ _HEADER = re.compile(rb"07070[12][0-9a-fA-F]{104}")
 _TRAILER = "TRAILER!!!"
 _MAX_NAME_BYTES = 4096
 _CHUNK_BYTES = 1 << 20
+_MAX_PADDING_BYTES = 1 << 20
+"""Tools pad to a block or a page. Gzip makes gigabytes of zeros out of next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,11 @@ class _Reader:
 
     def _next_header(self) -> bytes:
         """The next one behind zeros that pad the archive; nothing at the end."""
+        start = self._offset
         while first := self._stream.read(4):
             self._offset += len(first)
+            if self._offset - start > _MAX_PADDING_BYTES:
+                raise InvalidEif(f"a ramdisk has too many zeros before offset {self._offset}")
             if first.strip(b"\0"):
                 return first + self._take(_HEADER_SIZE - len(first))
         return b""

@@ -133,3 +133,9 @@ def test_the_command_says_what_moved_and_exits_with_1(tmp_path: Path) -> None:
         "what": ["content: 3 -> 5 bytes"],
     }
     assert "measure the same" in necli.ok("eif", "diff", one, one)
+
+
+def test_a_ramdisk_of_nothing_but_zeros_is_refused_before_they_are_all_read() -> None:
+    bomb = gzip.compress(bytes(64 << 20), compresslevel=1)
+    with pytest.raises(InvalidEif, match="too many zeros before offset 1048580"):
+        list_ramdisk(io.BytesIO(bomb))
