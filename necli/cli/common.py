@@ -35,18 +35,18 @@ def terminal(ctx: typer.Context) -> Terminal:
     return cast(Terminal, root.meta.setdefault("necli.terminal", Terminal(json=settings_of(ctx).json)))
 
 
-def workload_of(ctx: typer.Context) -> Workload:
+def workload_of(ctx: typer.Context, *, local_only: bool = False) -> Workload:
     """The workload that the settings name.
 
-    :raises UsageError: the target isn't available.
+    :raises UsageError: the command isn't there on that target.
     """
     from necli.backends import open_backend
     from necli.workflows.workload import Workload
 
     settings = settings_of(ctx)
-    if settings.target != "local":
+    if local_only and settings.target != "local":
         raise UsageError(
-            f"the {settings.target} target isn't available in this version",
+            f"{ctx.info_name} isn't available on the {settings.target} target in this version",
             hint="use --target local, which runs the same code on this machine",
             code="target_unavailable",
         )

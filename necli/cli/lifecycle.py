@@ -32,8 +32,59 @@ BaseImageOption = Annotated[
 
 
 @app.command()
-def setup(ctx: typer.Context, json: JsonOption = False) -> None:
-    """Start the services and make the key."""
+def setup(
+    ctx: typer.Context,
+    owner: Annotated[
+        str | None, typer.Option(metavar="ARN", help="On nitro: who encrypts data for the enclave.")
+    ] = None,
+    administrator: Annotated[
+        str | None, typer.Option(metavar="ARN", help="On nitro: the key's administrator.", show_default="you")
+    ] = None,
+    instance_type: Annotated[str | None, typer.Option(help="On nitro: the parent instance's.")] = None,
+    enclave_cpus: Annotated[int | None, typer.Option(min=1, help="On nitro: set aside for enclaves.")] = None,
+    enclave_memory: Annotated[
+        int | None, typer.Option(min=64, help="On nitro: MiB, set aside for enclaves.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="On nitro: the stack.")] = None,
+    outputs: Annotated[
+        Path | None,
+        typer.Option(help="On the parent instance: what necli stack outputs --json printed elsewhere."),
+    ] = None,
+    from_outside: Annotated[
+        bool | None,
+        typer.Option(
+            "--from-outside/--on-instance",
+            help="On nitro: make the stack, or prepare this host.",
+            show_default="by where this runs",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="On nitro: only say what would be done.")
+    ] = False,
+    yes: YesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Start the services and make the key.
+
+    On nitro: make the stack, or on the parent instance prepare the host.
+    """
+    from necli.cli.host import NitroOptions, set_up_nitro
+
+    options = NitroOptions(
+        owner,
+        administrator,
+        instance_type,
+        enclave_cpus,
+        enclave_memory,
+        name,
+        outputs,
+        from_outside,
+        dry_run,
+    )
+    if settings_of(ctx).target == "nitro":
+        set_up_nitro(ctx, options, yes=yes)
+        return
+    options.refuse_on_local()
     from necli.workflows.setup import set_up
 
     screen, workload = terminal(ctx), workload_of(ctx)
@@ -78,7 +129,8 @@ def build(
         screen.print_json(built.to_json())
         return
     screen.facts(_build_facts(built))
-    screen.banner()
+    if workload.backend.simulated:
+        screen.banner()
 
 
 @app.command()
@@ -107,7 +159,8 @@ def up(
         )
         return
     screen.facts({"enclave": running.enclave.name, "next": "necli detect photo.jpg, or necli prove"})
-    screen.banner()
+    if workload.backend.simulated:
+        screen.banner()
 
 
 @app.command()
@@ -176,7 +229,7 @@ def cleanup(
     """Remove everything; asks before it destroys a key."""
     from necli.workflows.cleanup import clean_up, key_at_stake
 
-    screen, workload = terminal(ctx), workload_of(ctx)
+    screen, workload = terminal(ctx), workload_of(ctx, local_only=True)
     with workload.home.lock("cleanup"):
         if key := key_at_stake(workload):
             confirm(

@@ -40,7 +40,7 @@ def prove(
     off something else. Exit code 0: each attempt met the refusal that belongs to it. 10: one succeeded.
     11: inconclusive, for example because KMS didn't answer.
     """
-    screen, workload = terminal(ctx), workload_of(ctx)
+    screen, workload = terminal(ctx), workload_of(ctx, local_only=True)
     proof = show_attempts(screen, workload, enclave)
     if html:
         from necli.home import write_atomically

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib.util
 import os
 import shutil
@@ -16,6 +17,8 @@ from typing import Any, Literal
 from necli import kms
 from necli.backends.local import MEMORY_MIB
 from necli.errors import NecliError, NotReady
+from necli.nitro.checks import HOST_CHECKS
+from necli.nitro.host import Machine
 from necli.workflows.workload import Workload
 
 Level = Literal["ok", "warning", "failed"]
@@ -38,9 +41,23 @@ class Finding:
 
 def examine(workload: Workload) -> Iterator[Finding]:
     """Every check, this machine's first; one that fails doesn't stop the others."""
+    if workload.target == "nitro":
+        yield from examine_host(Machine())
     for check, look in _CHECKS:
+        if workload.target == "nitro" and check in _ONLY_LOCAL:
+            continue
         try:
             yield look(workload, check)
+        except NecliError as exc:
+            yield Finding(check, "failed", exc.message, exc.hint)
+
+
+def examine_host(machine: Machine) -> Iterator[Finding]:
+    """The parent instance, under the user who runs this."""
+    user = getpass.getuser()
+    for check, look in HOST_CHECKS:
+        try:
+            yield Finding(check, "ok", look(machine, user))
         except NecliError as exc:
             yield Finding(check, "failed", exc.message, exc.hint)
 
@@ -223,6 +240,10 @@ _CHECKS: Sequence[tuple[str, Callable[[Workload, str], Finding]]] = (
     ("key policy", _policy),
     ("enclave", _enclave),
 )
+
+
+_ONLY_LOCAL = ("packages", "memory", "user namespaces", "clock")
+"""Of the local target's parts; the clock, because the enclave's sessions may only decrypt."""
 
 
 def _existing(path: Path) -> Path:

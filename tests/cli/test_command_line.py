@@ -67,7 +67,7 @@ def test_json_after_two_dashes_is_a_file(necli: Necli) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [["--target", "nitro", "status"], ["status", "--target=nitro"]])
+@pytest.mark.parametrize("arguments", [["--target", "nitro", "demo"], ["demo", "--target=nitro"]])
 def test_options_of_every_command_may_stand_anywhere(necli: Necli, arguments: list[str]) -> None:
     code, error = necli.error(*arguments)
     assert (code, error["code"]) == (2, "target_unavailable")
@@ -198,3 +198,15 @@ def test_a_full_disk_is_an_error_of_this_machine(necli: Necli) -> None:
     assert done.returncode == 9, done.stderr
     assert "No space left on device" in done.stderr
     assert "free some space" in json.loads(done.stdout)["error"]["hint"]
+
+
+def test_the_nitro_host_is_prepared_on_amazon_linux_only(necli: Necli) -> None:
+    code, error = necli.error("setup", "--target", "nitro", "--on-instance", "--dry-run")
+    assert (code, error["code"]) == (9, "unsupported_host")
+    assert "--from-outside" in error["hint"]
+
+
+def test_setups_options_for_nitro_are_refused_on_the_local_target(necli: Necli) -> None:
+    code, error = necli.error("setup", "--enclave-memory", "4096")
+    assert code == 2
+    assert "only the nitro target has" in error["message"]

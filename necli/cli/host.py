@@ -1,0 +1,125 @@
+"""`necli setup` on the nitro target: the stack from outside, the host on the parent instance."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from necli.cli.common import settings_of, terminal
+from necli.errors import InputError, UsageError
+from necli.home import host_errors
+
+
+@dataclass(frozen=True)
+class NitroOptions:
+    """What `necli setup` takes for this target only."""
+
+    owner: str | None = None
+    administrator: str | None = None
+    instance_type: str | None = None
+    enclave_cpus: int | None = None
+    enclave_memory: int | None = None
+    name: str | None = None
+    outputs: Path | None = None
+    from_outside: bool | None = None
+    dry_run: bool = False
+
+    def refuse_on_local(self) -> None:
+        """:raises UsageError: one was given for a target that has no use for it."""
+        if self != NitroOptions():
+            raise UsageError(
+                "an option was given that only the nitro target has",
+                hint="add --target nitro, or leave it out: see necli setup --help",
+            )
+
+
+def set_up_nitro(ctx: typer.Context, options: NitroOptions, *, yes: bool) -> None:
+    from necli.nitro.host import Machine, is_ec2_instance
+
+    outside = options.from_outside
+    if outside is None:
+        outside = not is_ec2_instance(Machine())
+    if outside:
+        _set_up_stack(ctx, options, yes=yes)
+    else:
+        _set_up_host(ctx, options)
+
+
+def _set_up_stack(ctx: typer.Context, options: NitroOptions, *, yes: bool) -> None:
+    from necli.cli.stack import set_up_stack
+    from necli.workflows.stack import StackParameters
+
+    wanted = StackParameters(
+        administrator_arn=options.administrator,
+        data_owner_arn=options.owner,
+        instance_type=options.instance_type,
+        enclave_memory_mib=options.enclave_memory,
+        enclave_cpus=options.enclave_cpus,
+    )
+    set_up_stack(ctx, options.name, wanted, yes=yes, dry_run=options.dry_run)
+
+
+def _set_up_host(ctx: typer.Context, options: NitroOptions) -> None:
+    from necli.nitro.host import Wishes, prepare, this_machine
+
+    screen, settings = terminal(ctx), settings_of(ctx)
+    commands: list[str] = []
+
+    def tell(command: str) -> None:
+        commands.append(command)
+        screen.progress.say(f"{'would run' if options.dry_run else 'runs'}: {command}")
+
+    user = os.environ.get("SUDO_USER") or getpass.getuser()
+    wishes = Wishes(user, options.enclave_memory, options.enclave_cpus)
+    machine = this_machine(dry_run=options.dry_run, on_command=tell)
+    if options.dry_run:
+        prepared = prepare(machine, wishes, screen.progress)
+    else:
+        with settings.home.lock("setup"):
+            if options.outputs:
+                _remember_stack(ctx, options.outputs, options.name)
+            prepared = prepare(machine, wishes, screen.progress)
+    if screen.json:
+        screen.print_json(
+            {
+                "release": prepared.release,
+                "memory_mib": prepared.memory.mib,
+                "cpus": list(prepared.cpus),
+                "log_in_again": prepared.log_in_again,
+                "commands": commands,
+                "dry_run": options.dry_run,
+            }
+        )
+        return
+    screen.facts(
+        {
+            "system": f"Amazon Linux {prepared.release}",
+            "huge pages": str(prepared.memory),
+            "CPUs": ", ".join(map(str, prepared.cpus)) or "none",
+            "next": "log in again, then necli up" if prepared.log_in_again else "necli up",
+        }
+    )
+
+
+def _remember_stack(ctx: typer.Context, file: Path, name: str | None) -> None:
+    """What `necli stack outputs --json` printed elsewhere, so that this machine knows roles and key."""
+    from necli.stacks import StackOutputs, StackRecord
+    from necli.state import Key, State
+    from necli.workflows.stack import DEFAULT_NAME
+
+    settings = settings_of(ctx)
+    try:
+        with host_errors(f"can't read {file}"):
+            outputs = StackOutputs.from_aws(json.loads(file.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise InputError(
+            f"{file} isn't what necli stack outputs --json prints: {exc}", hint="print it again"
+        ) from exc
+    StackRecord(name or DEFAULT_NAME, settings.region, outputs).save(settings.home)
+    key = Key(outputs.key_arn, outputs.key_alias)
+    State.load(settings.home, settings.target).with_key(key).save(settings.home, settings.target)
