@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,7 @@ from pathlib import Path
 import typer
 
 from necli.cli.common import settings_of, terminal
-from necli.errors import InputError, UsageError
-from necli.home import host_errors
+from necli.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ def _set_up_stack(ctx: typer.Context, options: NitroOptions, *, yes: bool) -> No
 
 def _set_up_host(ctx: typer.Context, options: NitroOptions) -> None:
     from necli.nitro.host import Wishes, prepare, this_machine
+    from necli.workflows.stack import DEFAULT_NAME, remember_outputs
 
     screen, settings = terminal(ctx), settings_of(ctx)
     commands: list[str] = []
@@ -82,7 +81,9 @@ def _set_up_host(ctx: typer.Context, options: NitroOptions) -> None:
     else:
         with settings.home.lock("setup"):
             if options.outputs:
-                _remember_stack(ctx, options.outputs, options.name)
+                remember_outputs(
+                    settings.home, options.name or DEFAULT_NAME, settings.region, options.outputs
+                )
             prepared = prepare(machine, wishes, screen.progress)
     if screen.json:
         screen.print_json(
@@ -104,22 +105,3 @@ def _set_up_host(ctx: typer.Context, options: NitroOptions) -> None:
             "next": "log in again, then necli up" if prepared.log_in_again else "necli up",
         }
     )
-
-
-def _remember_stack(ctx: typer.Context, file: Path, name: str | None) -> None:
-    """What `necli stack outputs --json` printed elsewhere, so that this machine knows roles and key."""
-    from necli.stacks import StackOutputs, StackRecord
-    from necli.state import Key, State
-    from necli.workflows.stack import DEFAULT_NAME
-
-    settings = settings_of(ctx)
-    try:
-        with host_errors(f"can't read {file}"):
-            outputs = StackOutputs.from_aws(json.loads(file.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, ValueError) as exc:
-        raise InputError(
-            f"{file} isn't what necli stack outputs --json prints: {exc}", hint="print it again"
-        ) from exc
-    StackRecord(name or DEFAULT_NAME, settings.region, outputs).save(settings.home)
-    key = Key(outputs.key_arn, outputs.key_alias)
-    State.load(settings.home, settings.target).with_key(key).save(settings.home, settings.target)

@@ -48,7 +48,11 @@ def setup(
     name: Annotated[str | None, typer.Option(help="On nitro: the stack.")] = None,
     outputs: Annotated[
         Path | None,
-        typer.Option(help="On the parent instance: what necli stack outputs --json printed elsewhere."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="On the parent instance: what necli stack outputs --json printed elsewhere.",
+        ),
     ] = None,
     from_outside: Annotated[
         bool | None,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from necli.aws import Account, InstanceType, open_client
 from necli.costs import Estimate, PriceTable
-from necli.errors import UsageError
-from necli.home import Home
+from necli.errors import InputError, UsageError
+from necli.home import Home, host_errors, read_json
 from necli.progress import Progress
 from necli.resources import resource_folder
 from necli.stacks import KEY, StackEvent, StackOutputs, StackRecord, Stacks
@@ -159,9 +160,7 @@ class Provisioning:
             stack = self.stacks.get(plan.name)
             step.note(stack.status)
         outputs = StackOutputs.of(stack)
-        StackRecord(plan.name, plan.region, outputs).save(self.home)
-        key = Key(outputs.key_arn, outputs.key_alias)
-        State.load(self.home, _TARGET).with_key(key).save(self.home, _TARGET)
+        _remember(self.home, StackRecord(plan.name, plan.region, outputs))
         return outputs
 
     def delete(self, name: str, progress: Progress, watch: Watch = lambda event: None) -> str | None:
@@ -212,6 +211,29 @@ class Provisioning:
             nat=nat,
             keys=sum(resource.type == "AWS::KMS::Key" for resource in made),
         )
+
+
+def remember_outputs(home: Home, name: str, region: str, file: Path) -> None:
+    """What `necli stack outputs --json` printed elsewhere, so that the instance knows its roles and key.
+
+    :raises InputError: it is something else.
+    """
+    with host_errors(f"can't read {file}"):
+        content = read_json(file)
+    try:
+        outputs = StackOutputs.from_aws(content)
+    except (KeyError, TypeError) as exc:
+        raise InputError(
+            f"{file} isn't what necli stack outputs --json prints: {exc}",
+            hint="print it again where the stack was made",
+        ) from exc
+    _remember(home, StackRecord(name, region, outputs))
+
+
+def _remember(home: Home, record: StackRecord) -> None:
+    record.save(home)
+    key = Key(record.outputs.key_arn, record.outputs.key_alias)
+    State.load(home, _TARGET).with_key(key).save(home, _TARGET)
 
 
 def _refuse_replacement(parameters: Mapping[str, str], before: Mapping[str, str]) -> None:

@@ -13,12 +13,14 @@ import pytest
 from necli.attestation import NITRO_ROOT
 from necli.backends import nitro
 from necli.backends.nitro import NitroBackend, Platform
-from necli.errors import Conflict, NecliError, NotReady, ServiceFailed, UsageError
+from necli.errors import Conflict, InputError, NecliError, NotReady, ServiceFailed, UsageError
 from necli.home import Home
 from necli.nitro.nitro_cli import NitroCli
 from necli.progress import Progress
 from necli.sockets import UnixAddress
 from necli.stacks import StackOutputs, StackRecord
+from necli.state import Key, State
+from necli.workflows.stack import remember_outputs
 from tests.nitro.fakes.amazon_linux import make_instance
 
 
@@ -159,3 +161,32 @@ def test_roles_come_from_the_stack_and_nothing_but_aws_is_trusted(machine: Nitro
     backend = machine.backend
     assert (backend.parent_arn, backend.administrator_arn, backend.owner_arn) == ("enclave", "admin", "owner")
     assert backend.attestation_roots() == [NITRO_ROOT]
+
+
+OUTPUTS = {
+    "InstanceId": "i-0",
+    "KeyArn": "arn:aws:kms:eu-central-1:111122223333:key/1",
+    "KeyAlias": "alias/necli-stack",
+    "InstanceRoleArn": "instance",
+    "EnclaveRoleArn": "enclave",
+    "AdministratorArn": "admin",
+    "DataOwnerArn": "owner",
+    "FlowLogGroup": "logs",
+}
+
+
+def test_an_instance_is_told_which_stack_it_is_of(machine: Nitro, tmp_path: Path) -> None:
+    file = tmp_path / "stack.json"
+    file.write_text(json.dumps(OUTPUTS))
+    remember_outputs(machine.home, "necli", "eu-central-1", file)
+    assert machine.backend.parent_arn == "enclave"
+    assert State.load(machine.home, "nitro").key == Key(OUTPUTS["KeyArn"], OUTPUTS["KeyAlias"])
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"error": {}}', "not JSON", "null"])
+def test_what_is_no_stacks_output_is_refused(machine: Nitro, tmp_path: Path, content: str) -> None:
+    file = tmp_path / "stack.json"
+    file.write_text(content)
+    with pytest.raises(InputError):
+        remember_outputs(machine.home, "necli", "eu-central-1", file)
+    assert StackRecord.load(machine.home) is None
