@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from necli.cli.common import JsonOption, terminal, workload_of
+from necli.cli.common import JsonOption, settings_of, terminal, workload_of
+from necli.errors import UsageError
 
 if TYPE_CHECKING:
     from necli.backends import ServiceStatus
     from necli.cli.render import Terminal
+    from necli.nitro.proxy import NitroProxy
 
 app = typer.Typer(help="The parent's proxy, which lets an enclave reach KMS.", no_args_is_help=True)
 
@@ -36,6 +40,32 @@ def stop(ctx: typer.Context, json: JsonOption = False) -> None:
 def status(ctx: typer.Context, json: JsonOption = False) -> None:
     """Say whether the proxy runs, where it leads and what failed last."""
     _show(terminal(ctx), workload_of(ctx).backend.service("proxy"))
+
+
+@app.command()
+def run(ctx: typer.Context) -> None:
+    """On nitro: keep the proxy running in the foreground, until a signal; for systemd."""
+    _nitro_proxy(ctx).run()
+
+
+@app.command()
+def unit(
+    ctx: typer.Context,
+    user: Annotated[str, typer.Option(help="Who it runs as.")] = "ec2-user",
+) -> None:
+    """On nitro: print a systemd unit that keeps the proxy running from boot on."""
+    program = Path(sys.argv[0]).absolute()
+    state = settings_of(ctx).home.state
+    typer.echo(_nitro_proxy(ctx).unit(necli=program, user=user, state=state), nl=False)
+
+
+def _nitro_proxy(ctx: typer.Context) -> NitroProxy:
+    from necli.nitro.proxy import NitroProxy
+
+    settings = settings_of(ctx)
+    if settings.target != "nitro":
+        raise UsageError("only vsock-proxy needs that", hint="use --target nitro, or necli proxy start")
+    return NitroProxy(settings.home.proxy, settings.region)
 
 
 def _show(screen: Terminal, status: ServiceStatus) -> None:

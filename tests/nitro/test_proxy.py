@@ -270,3 +270,13 @@ def children_of_the_fake(installed: Installed) -> list[int]:
                 if str(installed.program).encode() in words[:2] and ProcessId.now(int(process.name)):
                     found.append(int(process.name))
     return found
+
+
+def test_the_commands_for_systemd_are_for_nitro_alone(tmp_path: Path) -> None:
+    necli = [sys.executable, "-m", "necli", "--home", tmp_path / "state"]
+    printed = subprocess.run([*necli, "--target", "nitro", "proxy", "unit"], capture_output=True, text=True)
+    assert printed.returncode == 0
+    assert f'--home "{tmp_path / "state"}" proxy run' in printed.stdout
+    refused = subprocess.run([*necli, "proxy", "run"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "hint: use --target nitro" in refused.stderr
