@@ -67,7 +67,7 @@ def test_json_after_two_dashes_is_a_file(necli: Necli) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [["--target", "nitro", "demo"], ["demo", "--target=nitro"]])
+@pytest.mark.parametrize("arguments", [["--target", "nitro", "cleanup"], ["cleanup", "--target=nitro"]])
 def test_options_of_every_command_may_stand_anywhere(necli: Necli, arguments: list[str]) -> None:
     code, error = necli.error(*arguments)
     assert (code, error["code"]) == (2, "target_unavailable")
