@@ -245,8 +245,12 @@ def cleanup(
 
 
 def _build_facts(built: Build) -> dict[str, object]:
+    from necli.sbom import sbom_path
+
+    materials = sbom_path(built.path)
     return {
         "image": f"{built.path} ({built.size / 1e6:.1f} MB)",
+        **({"SBOM": materials} if materials.is_file() else {}),
         "model": built.model_name,
         **{f"PCR{index}": value.hex() for index, value in built.measurements.pcrs().items()},
     }

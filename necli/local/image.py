@@ -28,10 +28,11 @@ from necli.backends import BuildSpec, BuiltEif
 from necli.eif import EifImage, SectionType, image_metadata, write_eif
 from necli.eif.cpio import CpioEntry, folder_entries, unpack_cpio, write_cpio
 from necli.errors import InputError, MeasurementMismatch
-from necli.home import host_errors, make_private_folder
+from necli.home import host_errors, make_private_folder, write_atomically
 from necli.local import boot
 from necli.local.distributions import MeasuredDistribution, find_drift, required_by
 from necli.local.enclave import LISTEN, NSM, PROXY
+from necli.sbom import model_component, sbom, sbom_path
 
 _CMDLINE = "init=enclave_payload"
 _MAX_KERNEL_BYTES = 1 << 16
@@ -73,6 +74,11 @@ def build_local_eif(spec: BuildSpec, path: Path, *, trust_roots_pem: bytes) -> B
             metadata=_metadata(spec),
             arch=spec.arch,
         )
+    packages = [(distribution.name, distribution.version) for distribution in distributions]
+    model = model_component(spec.model_name, spec.model_digest)
+    version = _payload_version(spec.payload)
+    text = sbom("enclave-payload", version, measurements, model=model, packages=packages)
+    write_atomically(sbom_path(path), text)
     return BuiltEif(spec.name, path, measurements, path.stat().st_size, len(distributions))
 
 
