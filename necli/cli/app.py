@@ -13,7 +13,7 @@ import typer
 
 import necli
 from necli.cli.common import JSON_KEY, JsonOption
-from necli.cli.group import NecliGroup
+from necli.cli.group import WORDS, NecliGroup
 from necli.errors import UsageError
 from necli.settings import (
     CONFIG_FILE,
@@ -100,6 +100,10 @@ def root(
             help="A file with options.",
         ),
     ] = None,
+    instance: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Run the command on this parent instance, through SSM."),
+    ] = None,
     json: JsonOption = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -115,3 +119,7 @@ def root(
     )
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
+    elif instance:
+        from necli.cli.instance import run_there
+
+        run_there(ctx, instance, ctx.meta[WORDS])

@@ -14,7 +14,9 @@ from necli.cli.common import JSON_KEY
 from necli.cli.parts import SECTIONS, Commands
 from necli.errors import NecliError, UsageError
 
-_EVERYWHERE = ("--target", "--region", "--home", "--config")
+_EVERYWHERE = ("--target", "--region", "--home", "--config", "--instance")
+WORDS = "necli.words"
+"""Where the command line keeps the command with its own arguments, for an instance that is to run it."""
 INTERRUPTED = 130
 
 
@@ -45,7 +47,9 @@ class NecliGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[JSON_KEY] = "--json" in _before_dashes(args)
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        ctx.meta[WORDS] = [*ctx._protected_args, *ctx.args]
+        return rest
 
     def invoke(self, ctx: Any) -> Any:
         try:
