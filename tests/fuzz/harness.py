@@ -17,6 +17,7 @@ MAX_GROWTH_MIB = 64
 MAX_PEAK_MIB = 256
 """Above what stood in memory before: what no single input may ask for."""
 _RETRIES = 3
+_TRIES_OF_A_SEED = 50
 
 
 def plain(seeds: Sequence[bytes], random: Random) -> bytes:
@@ -65,7 +66,9 @@ def input_of(target: Target, name: str, number: int) -> bytes:
 def fuzz(name: str, target: Target, *, count: int, found: Path) -> Outcome:
     """Raises Crash at the first input that does what none may."""
     for seed in target.seeds:
-        assert _parse(target, seed), f"{name} refuses a seed: nothing behind its guards would be reached"
+        # On a loaded machine, the server may answer only after the client has given up.
+        if not any(_parse(target, seed) for _ in range(_TRIES_OF_A_SEED)):
+            raise AssertionError(f"{name} refuses a seed: nothing behind its guards would be reached")
     start_rss, started = _rss_mib(target.pid), time.monotonic()
     warm_rss, accepted, slowest = start_rss, 0, 0.0
     for number in range(count):
