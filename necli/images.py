@@ -1,15 +1,13 @@
-"""The user's photos, outside the enclave: reading them, and drawing into them what was found."""
+"""The user's photos, outside the enclave: telling their format, and drawing into them what was found."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from necli.errors import InputError
-from necli.home import host_errors
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -43,24 +41,6 @@ def photo_format(content: bytes) -> str | None:
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     return "WEBP" if content[:4] == b"RIFF" and content[8:12] == b"WEBP" else None
-
-
-def read_photo(path: Path) -> bytes:
-    """The file as it is; whether it is a whole image is for the enclave to say.
-
-    :raises InputError: it isn't there, is empty, or isn't an image.
-    :raises HostError: it can't be read.
-    """
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "not there"
-        raise InputError(f"the photo {path} is {what}", hint="check the path", code="no_such_file")
-    with host_errors(f"can't read {path}"):
-        content = path.read_bytes()
-    if not content:
-        raise InputError(f"the photo {path} is empty", hint=_USABLE, code="empty_file")
-    if photo_format(content) is None:
-        raise InputError(f"{path} is no JPEG, PNG or WebP image", hint=_USABLE, code="not_an_image")
-    return content
 
 
 def annotate(photo: bytes, objects: Sequence[FoundObject]) -> Image.Image:

@@ -50,8 +50,10 @@ def encrypt(
     """
     from necli.home import write_atomically
     from necli.workflows.encrypt import encrypt_image, read_input
+    from necli.workflows.operate import revive_services
 
     screen, workload = terminal(ctx), workload_of(ctx)
+    revive_services(workload, "kms")
     with screen.progress.step("Encrypt") as step:
         message = encrypt_image(workload, read_input(image), image, _pairs(context, seal_to))
         target = output or image.with_name(image.name + MESSAGE_SUFFIX)
@@ -87,8 +89,10 @@ def detect(
     answer is verified: it was given by the image that was built, on this very input.
     """
     from necli.workflows.detect import EnclaveSession
+    from necli.workflows.operate import revive
 
     screen, workload = terminal(ctx), workload_of(ctx)
+    revive(workload, enclave)
     pairs, saving = _pairs(context, seal_to), Saving(save, files, screen.progress)
     session = EnclaveSession(workload, enclave)
     results: list[dict[str, Any]] = []
@@ -116,7 +120,7 @@ class Saving:
     """
 
     def __init__(self, target: Path | None, files: Sequence[Path], progress: Progress) -> None:
-        from necli.annotation import SUFFIXES
+        from necli.images import SUFFIXES
 
         self._target = target
         self._progress = progress
@@ -132,8 +136,8 @@ class Saving:
             )
 
     def save(self, found: Detection) -> Path | None:
-        from necli.annotation import annotate
         from necli.home import write_atomically
+        from necli.images import annotate, encode_photo
 
         if self._target is None:
             return None
@@ -146,7 +150,7 @@ class Saving:
         path = self._target
         if self._into_folder:
             path = self._target / f"{Path(found.file).stem}-objects.jpg"
-        write_atomically(path, annotate(found.photo, found.objects, suffix=path.suffix), mode=0o644)
+        write_atomically(path, encode_photo(annotate(found.photo, found.objects), path.suffix), mode=0o644)
         return path
 
 

@@ -42,7 +42,7 @@ def demo(
     from necli.workflows.operate import bring_up
     from necli.workflows.workload import ENCLAVE
 
-    screen, workload = terminal(ctx), workload_of(ctx)
+    screen, workload = terminal(ctx), workload_of(ctx, local_only=True)
     if image:
         read_input(image)  # a wrong path should be told now, not after the build
     screen.banner()
@@ -64,8 +64,8 @@ def demo(
 
 def _encrypt_and_detect(workload: Workload, photo: Path, min_score: float) -> tuple[Detection, Path]:
     """The message goes to a file first, as it would on the data owner's machine."""
-    from necli.annotation import annotate
     from necli.home import write_atomically
+    from necli.images import annotate, encode_photo
     from necli.workflows.demo import demo_folder
     from necli.workflows.detect import EnclaveSession
     from necli.workflows.encrypt import encrypt_image, read_input
@@ -79,5 +79,5 @@ def _encrypt_and_detect(workload: Workload, photo: Path, min_score: float) -> tu
         found = EnclaveSession(workload).detect(message, min_score=min_score)
         step.note("decrypted and searched inside the enclave")
     saved = folder / f"{photo.stem}-objects.jpg"
-    write_atomically(saved, annotate(image, found.objects or (), suffix=".jpg"), mode=0o644)
+    write_atomically(saved, encode_photo(annotate(image, found.objects or ()), ".jpg"), mode=0o644)
     return found, saved

@@ -93,10 +93,12 @@ def update(
 
     Statements that necli didn't write stay as they are.
     """
+    from necli.workflows.operate import revive_services
     from necli.workflows.policy import plan_policy
 
     workload = workload_of(ctx)
     with workload.home.lock("policy update"):
+        revive_services(workload, "kms")
         change = plan_policy(workload, pcr=pcr)
         _apply(ctx, workload, change, backup, "the key policy is bound to the built image")
 

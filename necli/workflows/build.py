@@ -54,6 +54,11 @@ def build_image(workload: Workload, options: BuildOptions) -> Build:
     """
     if options.signing and workload.target == "local":
         raise UsageError("images for the local target aren't signed", hint="leave out --signing-certificate")
+    if options.kms_client == "kmstool" and workload.target == "local":
+        raise UsageError(
+            "kmstool_enclave_cli reaches KMS over vsock alone, which the local target hasn't",
+            hint="leave out --kms-client",
+        )
     key = workload.key()
     model = _model(workload, options.model)
     # kmstool_enclave_cli has no way to send an encryption context.

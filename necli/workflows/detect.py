@@ -12,10 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from necli.annotation import FoundObject
 from necli.backends import Credentials
 from necli.envelope import context_of, is_message
 from necli.errors import AccessDenied, InputError, MeasurementMismatch, NecliError, NotReady, ServiceFailed
+from necli.images import FoundObject
 from necli.receipt import Receipt, SealedReceipt, input_digest
 from necli.sealing import SEAL_TO
 from necli.workflows.denial import explain_denial

@@ -8,6 +8,7 @@ from pathlib import Path
 from necli.envelope import MAX_PLAINTEXT_BYTES, is_message, seal
 from necli.errors import InputError, NecliError
 from necli.home import host_errors
+from necli.images import photo_format
 from necli.workflows.workload import Workload
 
 _MAX_FILE_BYTES = MAX_PLAINTEXT_BYTES + (1 << 20)
@@ -33,7 +34,7 @@ def read_input(file: Path) -> bytes:
             hint="use a smaller image",
             code="message_too_large",
         )
-    if not is_message(content) and not _is_image(content):
+    if not is_message(content) and photo_format(content) is None:
         raise InputError(
             f"{file} is neither an image nor an encrypted message",
             hint="use a JPEG, PNG or WebP file, or what necli encrypt wrote",
@@ -56,8 +57,3 @@ def encrypt_image(workload: Workload, image: bytes, file: Path, context: Mapping
         context={**workload.required_context(), **context},
     )
     return sealed.message
-
-
-def _is_image(content: bytes) -> bool:
-    webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
-    return webp or content.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))

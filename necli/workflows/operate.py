@@ -56,6 +56,33 @@ def ensure_enclave(workload: Workload, build: Build) -> EnclaveInfo:
     )
 
 
+def revive_services(workload: Workload, *names: str) -> None:
+    """Start again those of the named services (by default all) that don't run any more."""
+    services = [each for each in workload.backend.services() if not names or each.name in names]
+    if down := [each.name for each in services if not each.running]:
+        workload.progress.warn(f"{' and '.join(down)} didn't run any more")
+        workload.backend.ensure_services(workload.progress)
+
+
+def revive(workload: Workload, name: str = ENCLAVE) -> None:
+    """Put back what was killed: an enclave that nobody stopped, and the services that it needs.
+
+    :raises NotReady: nothing was ever started under that name, or it was stopped.
+    """
+    enclave = workload.backend.enclave(name)
+    revive_services(workload)
+    if enclave.state == "TERMINATED" and enclave.eif:
+        workload.progress.warn(f"the enclave {name} ended: {enclave.exit_reason}")
+        workload.backend.run_enclave(
+            name,
+            enclave.eif,
+            memory_mib=enclave.memory_mib,
+            cpus=len(enclave.cpu_ids),
+            debug=enclave.debug,
+            progress=workload.progress,
+        )
+
+
 def take_down(workload: Workload) -> list[str]:
     """Stop every enclave and the services; nothing is removed. Returns what was stopped."""
     stopped = []

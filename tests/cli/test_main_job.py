@@ -173,7 +173,6 @@ def test_a_dead_kms_proves_nothing_and_up_revives_it(running: Necli, photo: Path
     proof = json.loads(done.stdout)
     assert (done.returncode, proof["verdict"]) == (11, "INCONCLUSIVE")
     assert "PASS" not in {case["verdict"] for case in proof["cases"]}
-    assert running.error("detect", photo)[0] == 8
     assert any(
         finding["check"] == "services" and finding["status"] == "failed"
         for finding in json.loads(running.run("doctor", "--json").stdout)["findings"]
@@ -181,6 +180,30 @@ def test_a_dead_kms_proves_nothing_and_up_revives_it(running: Necli, photo: Path
     running.ok("doctor", "--fix")
     assert running.json("status")["key"] == key
     assert running.json("prove")["verdict"] == "PASS"
+
+
+@pytest.mark.parametrize("victim", ["kms", "proxy", "hypervisor", "payload"])
+def test_whatever_is_killed_is_back_when_detect_is_asked_again(
+    running: Necli, photo: Path, victim: str
+) -> None:
+    before = running.json("status")
+    [enclave] = running.json("enclave", "list")
+    pids = {service["name"]: service["pid"] for service in before["services"]}
+    pids["payload"] = enclave["ProcessID"]
+    pids["hypervisor"] = json.loads((running.home / "enclaves" / "necli" / "hypervisor.pid").read_text())[
+        "pid"
+    ]
+    os.kill(pids[victim], signal.SIGKILL)
+    assert running.json("detect", photo)["results"][0]["objects"]
+    after = running.json("status")
+    assert after["ready"]
+    assert after["key"] == before["key"]
+
+
+def test_a_killed_kms_is_back_for_the_data_owner_and_the_policy(running: Necli, photo: Path) -> None:
+    for command in (["encrypt", photo, "-o", running.folder / "again.message"], ["policy", "update"]):
+        os.kill(kms_pid(running), signal.SIGKILL)
+        running.ok(*command)
 
 
 def test_an_enclave_that_is_not_there_proves_nothing(running: Necli) -> None:
