@@ -142,7 +142,9 @@ def test_a_changed_model_is_pulled_again(cache: Path, entry: ModelEntry) -> None
 
 
 @pytest.mark.parametrize(
-    "evil", [special("link", b"2", "/etc/passwd"), b"<html>sign in</html>", tarball({"a": b""})]
+    "evil",
+    [special("link", b"2", "/etc/passwd"), b"<html>sign in</html>", tarball({"a": b""})],
+    ids=["link", "page", "empty"],
 )
 def test_an_archive_without_a_model_leaves_nothing_behind(
     cache: Path, entry: ModelEntry, hub: HubServer, evil: bytes
